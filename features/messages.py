@@ -1,0 +1,154 @@
+"""The contract: every message that Headrace reads or writes, as types. ``docs/contract.md`` says it in words.
+
+In: nothing. Out: msgspec types whose JSON Schema ``headrace schema`` prints. No state, no IO.
+
+Transactions and labels have the fields that the schema names, so their types are made from it
+(:func:`transaction_type`, :func:`label_type`); all other messages are fixed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from features.schema import TransactionSchema
+
+ID_BYTES_MAX = 256
+Id = str | int
+OptionalId = str | int | None
+Time = str | int
+
+Action = Literal["allow", "review", "block"]
+ACTIONS: tuple[Action, ...] = ("allow", "review", "block")
+ClickAction = Literal["view", "cart", "buy"]
+CLICK_ACTIONS: tuple[ClickAction, ...] = ("view", "cart", "buy")
+
+DeadLetterReason = Literal[
+    "malformed_json",
+    "wrong_type",
+    "missing_field",
+    "number_out_of_range",
+    "time_out_of_range",
+    "invalid_id",
+    "oversized",
+    "empty",
+    "wrong_partition",
+]
+
+
+class Click(msgspec.Struct, kw_only=True):
+    """A click as read. Keyed by ``user_id`` where there is one, else by ``session_id``."""
+
+    event_id: Id
+    event_time: Time
+    session_id: Id
+    item_id: Id
+    action: ClickAction = "view"
+    user_id: OptionalId = None
+    card_id: OptionalId = None
+
+
+class Reason(msgspec.Struct, kw_only=True):
+    """One feature that pushed a score up: its value, its share of the score (log-odds), and a sentence."""
+
+    feature: str
+    value: float | None
+    contribution: float
+    text: str
+
+
+class Decision(msgspec.Struct, kw_only=True):
+    """What was decided about one transaction. ``decision_id`` is ``topic:partition:offset`` of the transaction.
+
+    ``key`` is the id of the key entity, ``score`` the probability of fraud and ``anomaly`` how unusual the vector is,
+    both in 0..1. ``label_position`` is the next offset of the label partition of the same number: all labels below it
+    were known. ``duplicate`` marks a transaction whose event id was decided before; it repeats that decision.
+    """
+
+    decision_id: str
+    event_id: str
+    key: str
+    event_time: int
+    score: float
+    anomaly: float
+    action: Action
+    reasons: list[str]
+    model_version: str
+    label_position: int
+    duplicate: bool = False
+
+
+class Alert(msgspec.Struct, kw_only=True):
+    """A decision that needs a person, with its reasons and the feature values behind them."""
+
+    decision_id: str
+    event_id: str
+    key: str
+    event_time: int
+    score: float
+    anomaly: float
+    action: Action
+    reasons: list[Reason]
+    entities: dict[str, str]
+    values: dict[str, float | None]
+    model_version: str
+    label_position: int
+    duplicate: bool = False
+
+
+class RecommendedItem(msgspec.Struct, kw_only=True):
+    """One item of a recommendation; higher scores come first and compare only within one list."""
+
+    item_id: str
+    score: float
+
+
+class Recommendation(msgspec.Struct, kw_only=True):
+    """What to show a session after one click. ``recommendation_id`` is ``topic:partition:offset`` of the click."""
+
+    recommendation_id: str
+    event_id: str
+    session_id: str
+    user_id: str | None
+    item_id: str
+    event_time: int
+    items: list[RecommendedItem]
+    model_version: str
+
+
+class DeadLetter(msgspec.Struct, kw_only=True):
+    """An input record that could not be decided: why, where it came from, and its first 64 KiB in base64."""
+
+    dead_letter_id: str
+    reason: DeadLetterReason
+    sentence: str
+    topic: str
+    partition: int
+    offset: int
+    length: int
+    sha256: str
+    value: str
+    key: str | None = None
+
+
+def transaction_type(schema: TransactionSchema) -> type[msgspec.Struct]:
+    """The type of a transaction message of ``schema``."""
+    fields: list[Any] = [(schema.id, Id), (schema.time, Time)]
+    fields += [(name, Id) for name in schema.id_fields]
+    fields += [(n.name, float) for n in schema.numeric if n.required]
+    fields += [(n.name, float | None, None) for n in schema.numeric if not n.required]
+    fields += [(name, OptionalId, None) for name in schema.categorical]
+    taken = {field[0] for field in fields}
+    fields += [(name, OptionalId, None) for name in ("session_id", "user_id") if name not in taken]
+    return msgspec.defstruct("Transaction", fields, kw_only=True)
+
+
+def label_type(schema: TransactionSchema) -> type[msgspec.Struct]:
+    """The type of a label message of ``schema``: the verdict on one transaction, keyed as the transaction is."""
+    fields: list[Any] = [(schema.id, Id), (schema.label_time, Time)]
+    fields += [(name, Id) for name in schema.id_fields]
+    fields += [(schema.label, bool | Annotated[int, msgspec.Meta(ge=0, le=1)])]
+    fields += [(schema.time, Time | None, None)]
+    fields += [(n.name, float | None, None) for n in schema.numeric]
+    return msgspec.defstruct("Label", fields, kw_only=True)

@@ -1,0 +1,1 @@
+"""Fits models on history and publishes them as artifacts. Imports ``features`` only."""
