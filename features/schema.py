@@ -95,7 +95,7 @@ class TransactionSchema:
     entities: tuple[Entity, ...]
     numeric: tuple[Numeric, ...]
     categorical: tuple[str, ...]
-    memory: int = 64
+    memory: int = 32
     columns: Mapping[str, str] = field(default_factory=dict)
     time_unit: str = "auto"
 
@@ -267,10 +267,10 @@ def _transactions(reader: _Reader, table: Mapping[str, Any]) -> TransactionSchem
     if not isinstance(numeric, list):
         reader.problem("transactions.numeric", f"{numeric!r} is not a list")
         numeric = []
-    memory = table.get("memory", 64)
+    memory = table.get("memory", 32)
     if isinstance(memory, bool) or not isinstance(memory, int) or not 1 <= memory <= 1024:
         reader.problem("transactions.memory", f"{memory!r} is not a whole number of events from 1 to 1024")
-        memory = 64
+        memory = 32
     names = {key: reader.name(f"transactions.{key}", table.get(key), default)
              for key, default in (("id", "event_id"), ("time", "event_time"), ("label", "is_fraud"),
                                   ("label_time", "label_time"))}  # fmt: skip
