@@ -1,0 +1,185 @@
+"""Which features a schema yields, in which column, and what each one means.
+
+In: a :class:`~features.schema.TransactionSchema`. Out: :class:`Catalogue`, the ordered features and, per entity, the
+:class:`Layout` of its state row that the kernel works on. Pure.
+
+Time is cut into tiles. A window ``w`` has ``TILES`` hops of ``ceil(w / TILES)``, and its value at time t covers the
+whole tiles from the one that holds ``t - w`` to the one that holds t: at least the window, at most one hop more
+(1/12 of the window). Events that are out of order may also count up to one hop ahead of t. A row keeps ``RING`` tiles,
+so an event counts in a window if it is at most ``RING - TILES`` = 3 hops late against the newest of its entity; later
+ones are left out of that window (never counted twice).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.schema import Entity, TransactionSchema, format_duration
+
+TILES = 12
+RING = 16
+NEVER = -(1 << 62)  # the time of an entity that has no event
+
+ROW_INTS = 3  # newest event time, first event time, newest label time
+MEMORY_INTS = 5  # event hash, event time, label, label time, action; then one hash for each other entity
+MEMORY_FLOATS = 3  # ratio of the first numeric to its own mean, score, anomaly
+STATISTICS = ("sum", "mean", "max", "std", "ratio", "zscore")  # order of the columns in Layout.field_columns
+
+_PHRASES = {
+    "count": "number of the {entity}'s transactions in {window}",
+    "sum": "sum of {field} of the {entity} in {window}",
+    "mean": "mean {field} of the {entity} in {window}",
+    "max": "largest {field} of the {entity} in {window}",
+    "std": "standard deviation of {field} of the {entity} in {window}",
+    "ratio": "{field} of this transaction over the {entity}'s mean of {window}",
+    "zscore": "{field} of this transaction in deviations from the {entity}'s mean of {window}",
+    "fraud_count": "frauds among the {entity}'s labels that arrived in {window}",
+    "fraud_rate": "share of frauds among the {entity}'s labels that arrived in {window}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One column of the feature vector. ``entity`` is ``"event"`` for facts of the transaction itself."""
+
+    name: str
+    entity: str
+    field: str
+    aggregate: str
+    window_ms: int
+    definition: str
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Layout:
+    """How one entity's state row is laid out, and which columns it fills; -1 where a column is not wanted.
+
+    ``dims`` holds windows, label windows, numeric fields, remembered events, other entities and the expiry in ms.
+    """
+
+    entity: Entity
+    dims: NDArray[np.int64]
+    hops_ms: NDArray[np.int64]
+    label_hops_ms: NDArray[np.int64]
+    count_columns: NDArray[np.int64]
+    field_columns: NDArray[np.int64]
+    label_columns: NDArray[np.int64]
+    time_columns: NDArray[np.int64]
+    memory_columns: NDArray[np.int64]
+
+    @property
+    def ints(self) -> int:
+        """Width of the integer part of a row."""
+        _, _, _, memory, others, _ = self.dims
+        return int(ROW_INTS + (2 + others + memory * (MEMORY_INTS + others) if memory else 0))
+
+    @property
+    def floats(self) -> int:
+        """Width of the float part of a row."""
+        windows, label_windows, fields, memory, _, _ = self.dims
+        return int(RING * (windows * (1 + 4 * fields) + label_windows * 2) + memory * MEMORY_FLOATS)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Catalogue:
+    """All features of a schema in column order, and the layout of each entity's state."""
+
+    schema: TransactionSchema
+    features: tuple[Feature, ...]
+    layouts: tuple[Layout, ...]
+    ratio_column: int
+
+    @property
+    def names(self) -> list[str]:
+        """Feature names in column order."""
+        return [feature.name for feature in self.features]
+
+
+class _Columns:
+    def __init__(self) -> None:
+        self.features: list[Feature] = []
+
+    def add(self, name: str, entity: str, field: str, aggregate: str, window_ms: int, definition: str) -> int:
+        self.features.append(Feature(name, entity, field, aggregate, window_ms, definition))
+        return len(self.features) - 1
+
+    def windowed(self, entity: str, field: str, aggregate: str, window_ms: int) -> int:
+        window = format_duration(window_ms)
+        name = "_".join(part for part in (entity, field, aggregate, window) if part)
+        phrase = _PHRASES[aggregate].format(entity=entity, field=field, window=window)
+        return self.add(name, entity, field, aggregate, window_ms, phrase)
+
+
+def _event_columns(columns: _Columns, schema: TransactionSchema) -> None:
+    for numeric in schema.numeric:
+        columns.add(f"event_{numeric.name}", "event", numeric.name, "value", 0, f"{numeric.name} of this transaction")
+    columns.add("event_hour", "event", schema.time, "hour", 0, "hour of the day in UTC, 0 to 24, with fraction")
+    columns.add("event_weekday", "event", schema.time, "weekday", 0, "day of the week in UTC, 0 = Monday")
+    for name in schema.categorical:
+        columns.add(f"event_{name}", "event", name, "category", 0, f"{name} of this transaction, as a bucket of 0..255")
+
+
+def _layout(columns: _Columns, schema: TransactionSchema, entity: Entity) -> Layout:
+    name, key = entity.name, entity is schema.key
+    fields = [numeric.name for numeric in schema.numeric]
+    windows, label_windows = entity.windows_ms, entity.label_windows_ms
+    others = [other.name for other in schema.entities[1:]] if key else []
+    count_columns = np.full(len(windows), -1, np.int64)
+    field_columns = np.full((len(windows), len(fields), len(STATISTICS)), -1, np.int64)
+    for w, window_ms in enumerate(windows):
+        if "count" in entity.aggregates:
+            count_columns[w] = columns.windowed(name, "", "count", window_ms)
+        for f, field in enumerate(fields):
+            for s, statistic in enumerate(STATISTICS):
+                if statistic in entity.aggregates:
+                    field_columns[w, f, s] = columns.windowed(name, field, statistic, window_ms)
+    label_columns = np.array(
+        [[columns.windowed(name, "", a, w) for a in ("fraud_count", "fraud_rate")] for w in label_windows],
+        np.int64,
+    ).reshape(len(label_windows), 2)
+    time_columns = np.array(
+        [
+            columns.add(f"{name}_seconds_since_last", name, "", "since_last", 0, f"seconds since the {name}'s newest"),
+            columns.add(f"{name}_seconds_since_first", name, "", "since_first", 0, f"seconds since the {name}'s first"),
+        ]
+    )
+    memory_columns = np.array(
+        [
+            [
+                columns.add(f"{name}_{other}_seen", name, other, "seen", 0,
+                            f"remembered transactions of this {name} with this {other}"),
+                columns.add(f"{name}_{other}_distinct", name, other, "distinct", 0,
+                            f"different {other}s among the remembered transactions of this {name}"),
+            ]
+            for other in others
+        ],
+        np.int64,
+    ).reshape(len(others), 2)  # fmt: skip
+    longest_ms = max((*windows, *label_windows), default=86_400_000)
+    return Layout(
+        entity=entity,
+        dims=np.array([len(windows), len(label_windows), len(fields), schema.memory if key else 0, len(others),
+                       2 * longest_ms], np.int64),
+        hops_ms=np.array([-(-w // TILES) for w in windows], np.int64),
+        label_hops_ms=np.array([-(-w // TILES) for w in label_windows], np.int64),
+        count_columns=count_columns,
+        field_columns=field_columns,
+        label_columns=label_columns,
+        time_columns=time_columns,
+        memory_columns=memory_columns,
+    )  # fmt: skip
+
+
+def build_catalogue(schema: TransactionSchema) -> Catalogue:
+    """The catalogue of a schema; the same schema always gives the same columns in the same order."""
+    columns = _Columns()
+    _event_columns(columns, schema)
+    layouts = tuple(_layout(columns, schema, entity) for entity in schema.entities)
+    key_ratio = [
+        i for i, f in enumerate(columns.features) if f.entity == schema.key.name and f.aggregate == "ratio"
+    ]  # the longest window of the first numeric field stands last among those of that field
+    ratio = [i for i in key_ratio if columns.features[i].field == schema.numeric[0].name] if key_ratio else []
+    return Catalogue(schema, tuple(columns.features), layouts, ratio[-1] if ratio else -1)

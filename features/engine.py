@@ -1,0 +1,125 @@
+"""Drives the kernel over a batch of operations: the one door to the features, for the trainer and for the stream.
+
+In: :class:`Operations` (columns in the order in which they count) and the state tables that their rows lie in.
+Out: :class:`Folded`, the feature vectors and what the memory found; afterwards :func:`remember` takes the decisions.
+No IO. The tables are changed in place, in the same way however the operations are cut into batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features import kernel
+from features.catalogue import Catalogue, Layout
+from features.kernel import Bytes, Floats, Ints
+
+
+class Rows:
+    """State rows of one entity kind: two arrays that grow, and a list of free rows."""
+
+    def __init__(self, layout: Layout, rows: int = 0) -> None:
+        self.layout = layout
+        self.ints: Ints = np.zeros((0, layout.ints), np.int64)
+        self.floats: Floats = np.zeros((0, layout.floats), np.float64)
+        self.free: list[int] = []
+        self.grow(rows)
+
+    def __len__(self) -> int:
+        return len(self.ints)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all rows, used or free."""
+        return self.ints.nbytes + self.floats.nbytes
+
+    def grow(self, rows: int) -> None:
+        """Add ``rows`` cleared rows."""
+        first = len(self.ints)
+        ints = np.zeros((first + rows, self.layout.ints), np.int64)
+        floats = np.zeros((first + rows, self.layout.floats), np.float64)
+        ints[:first], floats[:first] = self.ints, self.floats
+        ints[first:, :3] = kernel.NEVER
+        self.ints, self.floats = ints, floats
+        self.free.extend(range(first + rows - 1, first - 1, -1))
+
+    def take(self) -> int:
+        """A cleared row that is now in use."""
+        if not self.free:
+            self.grow(max(256, len(self.ints)))
+        return self.free.pop()
+
+    def give_back(self, row: int) -> None:
+        """Clear a row and make it free."""
+        self.ints[row] = 0
+        self.ints[row, :3] = kernel.NEVER
+        self.floats[row] = 0.0
+        self.free.append(row)
+
+    def merge(self, rows: Ints, view: int) -> None:
+        """Make row ``view`` the sum of ``rows``, see :func:`features.kernel.merge`."""
+        layout = self.layout
+        kernel.merge(self.ints, self.floats, rows, view, layout.dims, layout.hops_ms, layout.label_hops_ms)
+
+
+@dataclass(slots=True)
+class Operations:
+    """Columns of n transactions and labels.
+
+    ``kind`` int8, ``time`` int64 epoch ms, ``event_hash`` int64 (of a label: of the judged transaction), ``values``
+    float64[n, numeric], ``categories`` float64[n, categorical], ``fraud`` int8 (labels), ``entity_hash`` int64[n, E],
+    ``slots`` and ``views`` int64[n, E]: rows in the table of each entity.
+    """
+
+    kind: Bytes
+    time: Ints
+    event_hash: Ints
+    values: Floats
+    categories: Floats
+    fraud: Bytes
+    entity_hash: Ints
+    slots: Ints
+    views: Ints
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+
+@dataclass(slots=True)
+class Folded:
+    """``x`` float64[n, features] (rows of labels are NaN), ``repeat`` and ``missed`` int8[n], ``position`` int64[n]."""
+
+    x: Floats
+    repeat: Bytes
+    missed: Bytes
+    position: Ints
+
+
+def fold(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations) -> Folded:
+    """Emit the vector of each transaction as of just before it, and fold every operation, in order."""
+    n, key = len(operations), tables[0]
+    x = np.full((n, len(catalogue.features)), np.nan)
+    repeat, missed = np.zeros(n, np.int8), np.zeros(n, np.int8)
+    position, moves = np.zeros(n, np.int64), np.zeros((n, 4), np.int64)
+    o = operations
+    kernel.event_features(o.time, o.values, o.categories, x)
+    kernel.recall(o.kind, o.time, o.event_hash, o.fraud, o.slots[:, 0], o.entity_hash[:, 1:], key.ints, key.floats,
+                  key.layout.dims, key.layout.memory_columns, repeat, position, moves, missed, x)  # fmt: skip
+    for e, table in enumerate(tables):
+        layout = table.layout
+        kernel.fold(o.kind, o.time, o.values, o.slots[:, e], o.views[:, e], repeat, moves, table.ints, table.floats,
+                    layout.dims, layout.hops_ms, layout.label_hops_ms, layout.count_columns, layout.field_columns,
+                    layout.label_columns, layout.time_columns, x)  # fmt: skip
+    return Folded(x, repeat, missed, position)
+
+
+def remember(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations, folded: Folded,
+             score: Floats, anomaly: Floats, action: Bytes) -> None:  # fmt: skip
+    """Write the decisions of the operations into the memory; repeats get the decision of the first instead."""
+    column = catalogue.ratio_column
+    ratio: NDArray[np.float64] = folded.x[:, column] if column >= 0 else np.full(len(operations), np.nan)
+    key = tables[0]
+    kernel.remember(operations.kind, operations.event_hash, operations.slots[:, 0], folded.repeat, folded.position,
+                    ratio, key.ints, key.floats, key.layout.dims, score, anomaly, action)  # fmt: skip

@@ -1,0 +1,156 @@
+"""Feature vectors of historical transactions, from the same kernel that the stream runs.
+
+In: the canonical transactions table (see :mod:`trainer.history`). Out: one vector per row. No state, no IO.
+
+Labels are folded when they arrive, merged with the transactions by time, so that a vector holds only what was known
+at its moment. A label that arrives in the same millisecond as a transaction comes after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from features import engine
+from features.catalogue import Catalogue, build_catalogue
+from features.encoding import category_buckets
+from features.engine import Operations, Rows
+from features.hashing import hash_buffer, hash_strings
+from features.kernel import LABEL, TRANSACTION
+from features.schema import ID_SEPARATOR, Entity, TransactionSchema
+
+BATCH = 65_536
+
+
+@dataclass(slots=True)
+class Vectors:
+    """``x`` float64[rows, features], NaN where missing; ``names`` in column order; ``repeat`` marks repeated ids."""
+
+    x: NDArray[np.float64]
+    names: list[str]
+    repeat: NDArray[np.int8]
+
+
+def string_hashes(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """64-bit hash of each string, taken from Arrow's buffers without making Python strings; int64[n]."""
+    array = pa.concat_arrays([chunk.cast(pa.large_string()) for chunk in column.chunks]) if column.num_chunks else None
+    if array is None or len(array) == 0:
+        return np.zeros(0, np.int64)
+    _, offsets, data = array.buffers()
+    bounds = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
+    return hash_buffer(np.frombuffer(data or b"", np.uint8), bounds).view(np.int64)
+
+
+def _entity_codes(table: pa.Table, entity: Entity) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """A dense number for each row's entity, and its id's hash."""
+    columns = [table[name].cast(pa.string()) for name in entity.fields]
+    ids = columns[0] if len(columns) == 1 else pc.binary_join_element_wise(*columns, ID_SEPARATOR)
+    if not isinstance(ids, pa.ChunkedArray):
+        ids = pa.chunked_array([ids])
+    encoded = ids.combine_chunks().dictionary_encode()
+    codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    return codes, hash_strings(encoded.dictionary.to_pylist()).view(np.int64)[codes]
+
+
+def _transaction_columns(table: pa.Table, schema: TransactionSchema) -> tuple[Operations, Operations]:
+    """The transactions as operations in row order, and the labels among them in order of arrival."""
+    n = table.num_rows
+    values = np.empty((n, len(schema.numeric)))
+    for f, numeric in enumerate(schema.numeric):
+        column = table[numeric.name].cast(pa.float64())
+        values[:, f] = column.to_numpy()
+    categories = np.empty((n, len(schema.categorical)))
+    for c, name in enumerate(schema.categorical):
+        encoded = table[name].combine_chunks().dictionary_encode()
+        buckets = category_buckets([*encoded.dictionary.to_pylist(), None])
+        indices = pc.fill_null(encoded.indices, len(encoded.dictionary))
+        categories[:, c] = buckets[indices.to_numpy(zero_copy_only=False)]
+    coded = [_entity_codes(table, entity) for entity in schema.entities]
+    slots = np.stack([codes for codes, _ in coded], axis=1)
+    transactions = Operations(
+        kind=np.full(n, TRANSACTION, np.int8),
+        time=table[schema.time].to_numpy().astype(np.int64),
+        event_hash=string_hashes(table[schema.id]),
+        values=values,
+        categories=categories,
+        fraud=np.zeros(n, np.int8),
+        entity_hash=np.stack([hashes for _, hashes in coded], axis=1),
+        slots=slots,
+        views=slots,
+    )
+    judged = pc.and_(pc.is_valid(table[schema.label]), pc.is_valid(table[schema.label_time]))
+    rows = np.flatnonzero(judged.to_numpy())
+    arrival = pc.fill_null(table[schema.label_time], 0).to_numpy().astype(np.int64)[rows]
+    rows = rows[np.argsort(arrival, kind="stable")]
+    labels = take(transactions, rows)
+    labels.kind = np.full(len(rows), LABEL, np.int8)
+    labels.time = np.sort(arrival, kind="stable")
+    labels.fraud = pc.fill_null(table[schema.label], 0).to_numpy().astype(np.int8)[rows]
+    return transactions, labels
+
+
+def take(operations: Operations, rows: NDArray[np.int64] | slice) -> Operations:
+    """The operations at ``rows``, in that order."""
+    o = operations
+    return Operations(o.kind[rows], o.time[rows], o.event_hash[rows], o.values[rows], o.categories[rows],
+                      o.fraud[rows], o.entity_hash[rows], o.slots[rows], o.views[rows])  # fmt: skip
+
+
+def interleave(transactions: Operations, labels: Operations) -> Operations:
+    """Both in order of time; among equal times transactions come first. Transactions keep their own order.
+
+    A transaction is never moved before one that precedes it: a late event keeps its place, and labels are put by
+    the newest transaction time so far, as the stream does.
+    """
+    clock = np.maximum.accumulate(transactions.time) if len(transactions) else transactions.time
+    order = np.argsort(np.concatenate([clock, labels.time]), kind="stable")
+    joined = Operations(
+        *(np.concatenate([getattr(transactions, name), getattr(labels, name)]) for name in Operations.__slots__)
+    )
+    return take(joined, order)
+
+
+def fold_all(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations,
+             progress: Callable[[int, int], None] | None = None) -> Vectors:  # fmt: skip
+    """The vectors of all transactions among ``operations``, in order; the tables hold the state after them."""
+    wanted = operations.kind == TRANSACTION
+    x = np.empty((int(wanted.sum()), len(catalogue.features)))
+    repeat = np.zeros(len(x), np.int8)
+    done = 0
+    for start in range(0, len(operations), BATCH):
+        part = take(operations, slice(start, start + BATCH))
+        folded = engine.fold(catalogue, tables, part)
+        rows = wanted[start : start + BATCH]
+        count = int(rows.sum())
+        x[done : done + count] = folded.x[rows]
+        repeat[done : done + count] = folded.repeat[rows]
+        # What the models would have said is not a feature, but the ratio is part of the memory.
+        zeros = np.zeros(len(part))
+        engine.remember(catalogue, tables, part, folded, zeros, zeros.copy(), np.zeros(len(part), np.int8))
+        done += count
+        if progress is not None:
+            progress(min(start + BATCH, len(operations)), len(operations))
+    return Vectors(x, catalogue.names, repeat)
+
+
+def history_vectors(table: pa.Table, schema: TransactionSchema, *,
+                    progress: Callable[[int, int], None] | None = None) -> Vectors:  # fmt: skip
+    """The feature vector of every row of a canonical transactions table.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Sorted by time.
+    progress : callable, optional
+        Called with (operations done, operations in all).
+    """
+    catalogue = build_catalogue(schema)
+    transactions, labels = _transaction_columns(table, schema)
+    rows = transactions.slots.max(axis=0) + 1 if len(transactions) else [0] * len(catalogue.layouts)
+    tables = tuple(Rows(layout, int(n)) for layout, n in zip(catalogue.layouts, rows, strict=True))
+    return fold_all(catalogue, tables, interleave(transactions, labels), progress)
