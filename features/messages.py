@@ -49,6 +49,10 @@ class Click(msgspec.Struct, kw_only=True):
     card_id: OptionalId = None
 
 
+class StrictClick(Click, kw_only=True, forbid_unknown_fields=True):
+    """A click that has no field beyond the contract; tried first, so that unknown fields can be counted."""
+
+
 class Reason(msgspec.Struct, kw_only=True):
     """One feature that pushed a score up: its value, its share of the score (log-odds), and a sentence."""
 
@@ -132,8 +136,8 @@ class DeadLetter(msgspec.Struct, kw_only=True):
     key: str | None = None
 
 
-def transaction_type(schema: TransactionSchema) -> type[msgspec.Struct]:
-    """The type of a transaction message of ``schema``."""
+def transaction_type(schema: TransactionSchema, *, strict: bool = False) -> type[msgspec.Struct]:
+    """The type of a transaction message of ``schema``; a ``strict`` one refuses fields that it does not know."""
     fields: list[Any] = [(schema.id, Id), (schema.time, Time)]
     fields += [(name, Id) for name in schema.id_fields]
     fields += [(n.name, float) for n in schema.numeric if n.required]
@@ -141,14 +145,14 @@ def transaction_type(schema: TransactionSchema) -> type[msgspec.Struct]:
     fields += [(name, OptionalId, None) for name in schema.categorical]
     taken = {field[0] for field in fields}
     fields += [(name, OptionalId, None) for name in ("session_id", "user_id") if name not in taken]
-    return msgspec.defstruct("Transaction", fields, kw_only=True)
+    return msgspec.defstruct("Transaction", fields, kw_only=True, forbid_unknown_fields=strict)
 
 
-def label_type(schema: TransactionSchema) -> type[msgspec.Struct]:
+def label_type(schema: TransactionSchema, *, strict: bool = False) -> type[msgspec.Struct]:
     """The type of a label message of ``schema``: the verdict on one transaction, keyed as the transaction is."""
     fields: list[Any] = [(schema.id, Id), (schema.label_time, Time)]
     fields += [(name, Id) for name in schema.id_fields]
     fields += [(schema.label, bool | Annotated[int, msgspec.Meta(ge=0, le=1)])]
     fields += [(schema.time, Time | None, None)]
     fields += [(n.name, float | None, None) for n in schema.numeric]
-    return msgspec.defstruct("Label", fields, kw_only=True)
+    return msgspec.defstruct("Label", fields, kw_only=True, forbid_unknown_fields=strict)
