@@ -224,6 +224,7 @@ def test_integer_ids_that_csv_wrote_with_gaps_lose_their_decimal_point(tmp_path:
         ({"card_id": ["1", "", "1"]}, "missing_field"),
         ({"merchant_id": [1.0, float("nan"), 2.0]}, "missing_field"),
         ({"merchant_id": ["x", "y\x1fz", "y"]}, "invalid_id"),
+        ({"merchant_id": ["x", "y\u200bz", "y"]}, "invalid_id"),
         ({"event_id": ["a", "é" * 129, "c"]}, "invalid_id"),
         ({"amount": [1.0, None, 2.0]}, "missing_field"),
         ({"amount": [1.0, float("nan"), 2.0]}, "missing_field"),

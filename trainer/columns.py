@@ -14,11 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from features.decode import TIME_MAX_MS, TIME_MIN_MS
 from features.messages import ID_BYTES_MAX
 from features.schema import Numeric
 
-TIME_MIN_MS = 946_684_800_000  # 2000-01-01T00:00:00Z
-TIME_MAX_MS = 4_102_444_800_000  # 2100-01-01T00:00:00Z, not included
 UNITS_PER_S = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 # Float seconds of this century are exact to 2.4e-7 s; this much of a millisecond more, and truncation is right.
 _FLOAT_SLACK_MS = 1e-3
@@ -94,15 +93,15 @@ def ids(column: pa.Array, *, typed: bool = True) -> Parsed:
     -------
     Parsed
         Strings; ``missing_field`` where null or empty, ``invalid_id`` where longer than 256 bytes of UTF-8 or
-        holding a control character (entities of several fields are joined by one).
+        holding a character that cannot be printed (entities of several fields are joined by one).
     """
     values = texts(column)
     if not typed:
         values = pc.replace_substring_regex(values, r"^(-?\d+)\.0$", r"\1")
     faults = {"missing_field": _mask(pc.is_null(values))}
     if not pa.types.is_integer(column.type):
-        controls = pc.match_substring_regex(values, r"[\x00-\x1f\x7f]")
-        faults["invalid_id"] = _mask(pc.or_(controls, pc.greater(pc.binary_length(values), ID_BYTES_MAX)))
+        too_long = pc.greater(pc.binary_length(values), ID_BYTES_MAX)
+        faults["invalid_id"] = _mask(pc.or_(pc.invert(pc.utf8_is_printable(values)), too_long))
     return Parsed(values, faults)
 
 
