@@ -1,8 +1,8 @@
 """Real servers from wheels, for ``headrace up`` and the tests: Redis and a broker that speaks Kafka's protocol.
 
-In: a directory. Out: a server on a free loopback port that has answered. State owned: ``redis/`` (Redis' files) in that
-directory; the broker (Tansu) keeps everything in memory and forgets it when it stops. Both are :class:`Child` processes:
-they die with the process that started them, and a restart keeps the port.
+In: a directory. Out: a server on a free loopback port that has answered. State owned: ``redis/`` (Redis' files) in
+that directory; the broker (Tansu) keeps everything in memory and forgets it when it stops. Both are :class:`Child`
+processes: they die with the process that started them, and a restart keeps the port.
 """
 
 from __future__ import annotations

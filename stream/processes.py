@@ -116,8 +116,8 @@ class Child:
             raise RuntimeError(f"{self.name} runs already, as process {self.pid}")
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError(f"{self.name} can only be started by the main thread")
-        program = self.command[0]
-        if not os.access(program, os.X_OK) or not os.path.isfile(program):
+        program = Path(self.command[0])
+        if not program.is_file() or not os.access(program, os.X_OK):
             raise ServiceUnavailable(f"{self.name}: {program} is missing or not executable")
         self.directory.mkdir(parents=True, exist_ok=True)
         leash = [sys.executable, "-I", "-S", _LEASH, str(os.getpid())]
@@ -175,26 +175,24 @@ class Child:
 
     def stop(self, timeout_s: float = 10.0) -> int | None:
         """SIGTERM, and SIGKILL when that took no effect within ``timeout_s``; the exit code, None if never started."""
-        if self._process is None:
+        process = self._process
+        if process is None:
             return None
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-        return self._ended()
+        process.terminate()
+        try:
+            code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return self.kill()
+        self.pid_path.unlink(missing_ok=True)
+        return code
 
     def kill(self) -> int | None:
         """SIGKILL at once; the exit code, None if never started."""
-        if self._process is None:
+        process = self._process
+        if process is None:
             return None
-        self._process.kill()
-        return self._ended()
-
-    def _ended(self) -> int:
-        assert self._process is not None
-        code = self._process.wait()
+        process.kill()
+        code = process.wait()
         self.pid_path.unlink(missing_ok=True)
         return code
 

@@ -33,7 +33,8 @@ async def _read_as_group(bootstrap: str, group: str, topic: str) -> int:
         group_id=group,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
-        session_timeout_ms=6000,
+        session_timeout_ms=1500,  # the embedded broker makes a join wait for a share of it
+        heartbeat_interval_ms=300,
     )
     await consumer.start()
     try:
