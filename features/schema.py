@@ -275,7 +275,10 @@ def _transactions(reader: _Reader, table: Mapping[str, Any]) -> TransactionSchem
              for key, default in (("id", "event_id"), ("time", "event_time"), ("label", "is_fraud"),
                                   ("label_time", "label_time"))}  # fmt: skip
     schema = TransactionSchema(
-        **names,
+        id=names["id"],
+        time=names["time"],
+        label=names["label"],
+        label_time=names["label_time"],
         entities=tuple(_entity(reader, f"transactions.entities[{i}]", e) for i, e in enumerate(entities)),
         numeric=tuple(_numeric(reader, f"transactions.numeric[{i}]", n) for i, n in enumerate(numeric)),
         categorical=reader.names("transactions.categorical", table.get("categorical", [])),

@@ -141,12 +141,11 @@ async def _schedule(total: int, rate: float | None, stop: asyncio.Event | None) 
     began, done = clock(), 0
     while done < total and not (stop is not None and stop.is_set()):
         due = total if rate is None else min(total, int((clock() - began) * rate) + 1)
-        if due > done:
+        if due > done or rate is None:
             end = min(due, done + _CHUNK)
             yield done, end
             done = end
         else:
-            assert rate is not None
             await asyncio.sleep(min(_SLEEP_S_MAX, max(0.0, began + done / rate - clock())))
 
 
