@@ -10,28 +10,30 @@ the replay catch up instead of slowing down, and latencies measured against it a
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
-from features.errors import TopicError
+from features.errors import HistoryError
 from features.hashing import partitions_of
 from features.schema import Schema
 from stream.connections import kafka_errors, kafka_producer
 from stream.malformed import Spoiler
+from stream.outbox import Outbox, Record, by_partition
+from stream.progress import progress_bar
 from stream.settings import KafkaSettings, Settings, TopicSettings
-from stream.timeline import Cursor, Timeline, build_timeline
+from stream.timeline import Cursor, Message, Timeline, build_timeline
 from stream.topics import check_topics, require_topics
 
 _CHUNK = 8192
 _AHEAD_PACED = 256  # under a millisecond of encoding at a time, so that the pace stays even
 _SLEEP_S_MAX = 0.2  # how long a stop may go unnoticed
-_ACKS_PENDING_MAX = 64
 
 Target = Literal["transactions", "labels", "clicks"]
 
@@ -47,38 +49,6 @@ class Sent:
     def messages(self) -> int:
         """Good messages sent to all topics."""
         return self.good.total()
-
-
-class _Outbox:
-    """Sends chunks of records in whole batches per partition: a tenth of the cost of one ``send`` each."""
-
-    def __init__(self, producer: Any) -> None:
-        self._producer = producer
-        self._pending: deque[asyncio.Future[Any]] = deque()
-
-    async def send(self, topic: str, records: Sequence[tuple[bytes, bytes | None]]) -> None:
-        """Hands records over in order; waits only while a partition's previous batch is still queued."""
-        count = len(await self._producer.partitions_for(topic))
-        by_partition: dict[int, list[tuple[bytes, bytes | None]]] = {}
-        for record, partition in zip(records, partitions_of([key for key, _ in records], count).tolist(), strict=True):
-            by_partition.setdefault(partition, []).append(record)
-        for partition, part in by_partition.items():
-            batch = self._producer.create_batch()
-            for key, value in part:
-                if batch.append(key=key, value=value, timestamp=None) is None:
-                    await self._submit(batch, topic, partition)
-                    batch = self._producer.create_batch()
-                    batch.append(key=key, value=value, timestamp=None)
-            await self._submit(batch, topic, partition)
-
-    async def _submit(self, batch: Any, topic: str, partition: int) -> None:
-        self._pending.append(await self._producer.send_batch(batch, topic, partition=partition))
-        await self.settle(_ACKS_PENDING_MAX)
-
-    async def settle(self, pending_max: int = 0) -> None:
-        """Waits until at most ``pending_max`` batches are unacknowledged."""
-        while self._pending and (len(self._pending) > pending_max or self._pending[0].done()):
-            await self._pending.popleft()
 
 
 async def replay_timeline(
@@ -119,14 +89,16 @@ async def replay_timeline(
         producer = kafka_producer(kafka)
         try:
             await producer.start()
-            outbox = _Outbox(producer)
+            outbox = Outbox(producer)
+            partitions = {feed.topic: len(await producer.partitions_for(feed.topic)) for feed in timeline.feeds}
             async for start, end in _schedule(len(timeline), rate, stop):
                 counts = np.bincount(timeline.order[start:end], minlength=len(cursors)).tolist()
                 for feed, cursor, spoiler, count in zip(timeline.feeds, cursors, spoilers, counts, strict=True):
                     if count:
-                        good = cursor.take(count)
-                        records = _spoiled(good, spoiler) if malformed else good
-                        await outbox.send(feed.topic, records)
+                        records = _spoiled(cursor.take(count), spoiler)
+                        places = partitions_of([record.key or b"" for record in records], partitions[feed.topic])
+                        for partition, part in by_partition(records, places.tolist()).items():
+                            await outbox.send(feed.topic, partition, part)
                         sent.good[feed.topic] += count
                         sent.malformed[feed.topic] += len(records) - count
             await outbox.settle()
@@ -135,7 +107,7 @@ async def replay_timeline(
     return sent
 
 
-async def _schedule(total: int, rate: float | None, stop: asyncio.Event | None) -> Any:
+async def _schedule(total: int, rate: float | None, stop: asyncio.Event | None) -> AsyncIterator[tuple[int, int]]:
     """Ranges of messages as they fall due."""
     clock = asyncio.get_running_loop().time
     began, done = clock(), 0
@@ -149,11 +121,11 @@ async def _schedule(total: int, rate: float | None, stop: asyncio.Event | None) 
             await asyncio.sleep(min(_SLEEP_S_MAX, max(0.0, began + done / rate - clock())))
 
 
-def _spoiled(good: Sequence[tuple[bytes, bytes]], spoiler: Spoiler) -> list[tuple[bytes, bytes | None]]:
-    records: list[tuple[bytes, bytes | None]] = []
+def _spoiled(good: Sequence[Message], spoiler: Spoiler) -> list[Record]:
+    records = []
     for key, value in good:
-        records.append((key, value))
-        records.extend((key, broken) for broken in spoiler.spoil(value))
+        records.append(Record(key, value))
+        records.extend([Record(key, broken) for broken in spoiler.spoil(value)])
     return records
 
 
@@ -188,28 +160,32 @@ def read_timeline(settings: Settings, schema: Schema, file: Path, target: Target
     return build_timeline(schema, settings.topics, **tables)
 
 
-def run(
-    settings: Settings,
-    timeline: Timeline,
-    *,
-    rate: float | None,
-    malformed: float,
-    seed: int,
-    show: Callable[[Sent, int], Any],
-) -> Sent:
-    """Sends a timeline from a command line, calling ``show(sent, total)`` a few times a second."""
+def run(settings: Settings, timeline: Timeline, *, rate: float | None, malformed: float, seed: int) -> None:
+    """Sends a timeline from a command line, with a progress bar and a summary on standard error.
 
-    async def main() -> Sent:
+    Raises
+    ------
+    HistoryError
+        If there is nothing to send.
+    """
+    if not len(timeline):
+        raise HistoryError("there is nothing to send: the history has no such messages")
+    sent = Sent()
+
+    async def main() -> None:
         await require_feeds(settings.kafka, settings.topics, timeline)
-        sent = Sent()
         sending = asyncio.create_task(
             replay_timeline(settings.kafka, timeline, rate=rate, malformed=malformed, seed=seed, sent=sent)
         )
-        while not (await asyncio.wait([sending], timeout=_SLEEP_S_MAX))[0]:
-            show(sent, len(timeline))
-        show(sent, len(timeline))
-        return sending.result()
+        with progress_bar(f"sending to {', '.join(feed.topic for feed in timeline.feeds)}", len(timeline)) as advance:
+            while not (await asyncio.wait([sending], timeout=_SLEEP_S_MAX))[0]:
+                advance(sent.messages)
+            advance(sent.messages)
+        await sending
 
-    if not len(timeline):
-        raise TopicError("there is nothing to send: the history has no such messages")
-    return asyncio.run(main())
+    try:
+        asyncio.run(main())
+    finally:
+        said = [f"{count:,} to {topic}" for topic, count in sent.good.items()]
+        broken = f", {sent.malformed.total():,} malformed on top" if malformed else ""
+        print(f"sent {' and '.join(said) or 'nothing'}{broken}", file=sys.stderr)

@@ -7,8 +7,9 @@ never changed, because entity state is sharded by partition number and a new cou
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -17,7 +18,7 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from features.errors import TopicError
 from stream.connections import kafka_admin
-from stream.settings import KafkaSettings, TopicSettings
+from stream.settings import KafkaSettings, Settings, TopicSettings
 
 _READY_S = 15.0
 _POLL_S = 0.05
@@ -187,3 +188,18 @@ async def _configs(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, di
         for resource in answer.resources
         if resource[0] == 0
     }
+
+
+def run(settings: Settings, *, create: bool, as_json: bool) -> int:
+    """Prints the state of the topics; 0 when a worker can run on all of them, else 1."""
+    act = create_topics if create else check_topics
+    statuses = asyncio.run(act(settings.kafka, settings.topics))
+    if as_json:
+        print(json.dumps([asdict(status) for status in statuses]))
+    else:
+        width = max(len(status.name) for status in statuses)
+        for status in statuses:
+            print(
+                f"{status.name:{width}}  {status.state:7}  {status.partitions:4} partitions  {status.advice}".rstrip()
+            )
+    return 0 if all(status.usable for status in statuses) else 1
