@@ -76,17 +76,17 @@ def java_binary() -> str:
 
 
 def kafka_libs() -> Path:
-    """The folder of Kafka's jars: ``HEADRACE_KAFKA_LIBS``, or a cache that Maven fills once.
+    """The folder of Kafka's jars: ``HEADRACE_TEST_KAFKA_LIBS``, or a cache that Maven fills once.
 
     Raises
     ------
     Unavailable
         If the cache is empty and Maven is missing or fails.
     """
-    given = os.environ.get("HEADRACE_KAFKA_LIBS")
+    given = os.environ.get("HEADRACE_TEST_KAFKA_LIBS")
     if given:
         if not _holds_kafka(Path(given)):
-            raise Unavailable(f"HEADRACE_KAFKA_LIBS={given} does not hold kafka_2.13-{KAFKA_VERSION}.jar")
+            raise Unavailable(f"HEADRACE_TEST_KAFKA_LIBS={given} does not hold kafka_2.13-{KAFKA_VERSION}.jar")
         return Path(given)
     cache = Path.home() / ".cache" / "headrace"
     cache.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def _holds_kafka(libs: Path) -> bool:
 def _fetch_kafka(cache: Path, libs: Path) -> None:
     maven = shutil.which("mvn")
     if maven is None:
-        raise Unavailable(f"no mvn on PATH to fetch Kafka {KAFKA_VERSION}; or set HEADRACE_KAFKA_LIBS to its jars")
+        raise Unavailable(f"no mvn on PATH to fetch Kafka {KAFKA_VERSION}; or set HEADRACE_TEST_KAFKA_LIBS to its jars")
     draft = cache / f"kafka-{KAFKA_VERSION}.draft"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
