@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import gzip
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -262,7 +263,14 @@ def test_a_number_that_may_be_missing_is_null_and_keeps_its_row(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     "column",
-    [[False, True, None], [0, 1, None], [0.0, 1.0, float("nan")], ["0", "1", ""], ["False", "TRUE", "null"]],
+    [
+        [False, True, None],
+        [0, 1, None],
+        [0.0, 1.0, float("nan")],
+        [Decimal("0.0"), Decimal("1.0"), None],
+        ["0", "1", ""],
+        ["False", "TRUE", "null"],
+    ],
 )
 def test_labels_of_any_type_are_good_fraud_or_never_judged(tmp_path: Path, column: list[object]) -> None:
     assert read(written(tmp_path, payments(is_fraud=column))).column("is_fraud").to_pylist() == [0, 1, None]
@@ -346,7 +354,9 @@ def test_a_missing_file_says_what_history_is(tmp_path: Path) -> None:
 
 def test_an_empty_file_and_a_file_of_only_a_header_say_so(tmp_path: Path) -> None:
     fails(text(tmp_path, ""), "0 bytes")
-    fails(text(tmp_path, "event_id,event_time,card_id,merchant_id,amount\n"), "no rows", "event_time")
+    for ending in ("", "\n", "\r\n\r\n"):
+        header = "event_id,event_time,card_id,merchant_id,amount"
+        fails(text(tmp_path, header + ending), "no rows", "event_time")
     fails(written(tmp_path, {name: pa.array(v)[:0] for name, v in payments().items()}), "no rows")
 
 

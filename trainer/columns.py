@@ -48,7 +48,7 @@ def _mask(array: Any) -> Mask:
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """The array with dictionaries, large strings, views and decimals of whole numbers unfolded."""
+    """The array with dictionaries decoded and every kind of string or bytes as plain strings."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     kind = column.type
@@ -138,6 +138,8 @@ def labels(column: pa.Array) -> Parsed:
     column = _plain(column)
     if pa.types.is_null(column.type):
         return Parsed(pa.nulls(len(column), pa.int8()), {})
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.float64())
     if not pa.types.is_string(column.type):
         column = texts(column)
     text = pc.utf8_lower(pc.utf8_trim_whitespace(column))

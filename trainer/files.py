@@ -93,10 +93,14 @@ def _open_parquet(path: Path) -> HistoryFile:
 
 def _open_text(path: Path) -> HistoryFile:
     with pa.input_stream(str(path), compression="detect") as stream:
-        header = stream.read(1 << 16).decode("utf-8-sig", errors="replace").partition("\n")[0].rstrip("\r")
+        start = stream.read(1 << 16).decode("utf-8-sig", errors="replace")
+    header, _, rest = start.partition("\n")
+    header = header.rstrip("\r")
     delimiter = max(DELIMITERS, key=header.count)
     names = [name.strip().strip('"') for name in header.split(delimiter)]
     file = HistoryFile(names, False, lambda _: iter(()), path)
+    if not rest.strip():
+        return file
 
     def skip(_row: pa_csv.InvalidRow) -> str:
         file.malformed += 1
