@@ -13,11 +13,11 @@ setup: ## .venv with the locked dependencies and the project; instant when nothi
 	key="$$(cat $(LOCKS) pyproject.toml | cksum) $$PWD"; \
 	if [ "$$(cat .venv/installed 2>/dev/null)" = "$$key" ]; then exit 0; fi; \
 	found=""; fits='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'; \
-	for python in $(PYTHON) python3.12 python3.11 python3 python3.13; do \
+	for python in $(or $(PYTHON),python3.12 python3.11 python3 python3.13); do \
 		if "$$python" -c "$$fits" 2>/dev/null; then found="$$python"; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then \
-		echo "headrace needs Python 3.11, 3.12 or 3.13; none is on PATH. Install one, or name it: make PYTHON=/path/to/python"; \
+		echo "headrace needs Python 3.11, 3.12 or 3.13; none is on PATH, or the one named does not fit. Install one, or name it: make PYTHON=/path/to/python"; \
 		exit 1; \
 	fi; \
 	if ! "$$found" -c 'import ensurepip, venv' 2>/dev/null; then \
