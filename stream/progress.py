@@ -10,10 +10,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextmanager
-def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar for ``total`` pieces of work; the yielded function takes how many are done."""
+def progress_bar(what: str, total: int) -> Iterator[Callable[..., None]]:
+    """A bar for ``total`` pieces of work; the yielded function takes how many are done, and a new total."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total)
-        yield lambda done: progress.update(task, completed=done)
+
+        def advance(done: int, new_total: int | None = None) -> None:
+            progress.update(task, completed=done, total=new_total)
+
+        yield advance

@@ -115,13 +115,13 @@ async def make_topics(admin: AIOKafkaAdminClient, wanted: Mapping[str, int], top
         await asyncio.sleep(_POLL_S)
 
 
-async def _describe(admin: AIOKafkaAdminClient) -> dict[str, dict[str, Any]]:
+async def describe_topics(admin: AIOKafkaAdminClient) -> dict[str, dict[str, Any]]:
     """All topics by name. Asking for one by name would create it on a broker that auto-creates."""
     return {topic["topic"]: topic for topic in await admin.describe_topics() if topic["error_code"] == 0}
 
 
 async def _led(admin: AIOKafkaAdminClient, names: set[str]) -> bool:
-    found = await _describe(admin)
+    found = await describe_topics(admin)
     return names <= found.keys() and all(
         partition["leader"] >= 0 and partition["error_code"] == 0
         for name in names
@@ -130,7 +130,7 @@ async def _led(admin: AIOKafkaAdminClient, names: set[str]) -> bool:
 
 
 async def _inspect(admin: AIOKafkaAdminClient, topics: TopicSettings) -> list[TopicStatus]:
-    found = await _describe(admin)
+    found = await describe_topics(admin)
     expected = topics.partitions()
     configs = await _configs(admin, [name for name in expected if name in found])
     return [_status(name, count, found.get(name), configs.get(name, {}), topics) for name, count in expected.items()]
@@ -144,16 +144,22 @@ def _status(
     count = len(found["partitions"])
     if count != expected:
         setting = f"topics.{_count_setting(name, topics)}"
+        copy = (
+            f" and copy this one to it with: headrace repartition {name} NEW-TOPIC" if _is_input(name, topics) else ""
+        )
         advice = (
             f"has {count} partitions, {setting} asks for {expected}; the count is fixed at creation because state is "
-            f"sharded by partition. Set {setting} = {count}, or name a new topic and copy this one to it with: "
-            f"headrace repartition {name} NEW-TOPIC"
+            f"sharded by partition. Set {setting} = {count}, or name a new topic{copy}"
         )
         return TopicStatus(name, "wrong", count, expected, advice)
-    if "compact" in config.get("cleanup.policy", ""):
-        advice = "has cleanup.policy compact, which drops all but the newest event of a key; set it to delete"
+    if "compact" in config.get("cleanup.policy", ""):  # of an output it would drop decisions the same way
+        advice = "has cleanup.policy compact, which drops all but the newest record of a key; set it to delete"
         return TopicStatus(name, "wrong", count, expected, advice)
     return TopicStatus(name, "ok", count, expected, "; ".join(_notes(found, config, topics)))
+
+
+def _is_input(name: str, topics: TopicSettings) -> bool:
+    return name in (topics.transactions, topics.labels, topics.clicks)
 
 
 def _count_setting(name: str, topics: TopicSettings) -> str:
