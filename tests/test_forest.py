@@ -103,7 +103,7 @@ def test_arrays_survive_the_round_trip() -> None:
 def test_arrays_that_would_lead_outside_are_refused(name: str, change: object) -> None:
     arrays = fit_isolation(vectors(7, 200, 3, 0.1), seed=1).to_arrays()
     assert callable(change)
-    with pytest.raises(ValueError, match="isolation forest|arrays of|a tree|child"):
+    with pytest.raises(ValueError, match=r"isolation forest|arrays of|a tree|child"):
         FlatForest.from_arrays(arrays | {name: change(arrays[name])})
 
 
