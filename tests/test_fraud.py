@@ -16,7 +16,7 @@ from trainer.fraud import FraudSettings, Judged, choose_thresholds, fit_fraud, s
 from trainer.isolation import fit_isolation
 
 DAY_MS = 86_400_000
-SMALL = FraudSettings(trees=40, threads=1)
+SMALL = FraudSettings(trees=40, learning_rate=0.2, threads=1)
 FEATURES = (
     Feature("card_amount_ratio_30d", "card", "amount", "ratio", 30 * DAY_MS, "amount over the card's mean of 30d"),
     Feature("card_count_10m", "card", "", "count", 600_000, "number of the card's transactions in 10m"),
@@ -125,7 +125,7 @@ def test_a_bounded_fit_keeps_every_fraud_and_weighs_goods_as_many_as_they_stand_
 
 def test_a_bounded_fit_still_gives_probabilities() -> None:
     judged = history(20_000)
-    settings = FraudSettings(trees=60, threads=1, rows_max=6000)
+    settings = FraudSettings(trees=40, learning_rate=0.2, threads=1, rows_max=6000)
     fitted = fit_fraud(judged, FEATURES, settings)
     model = FraudModel(fitted.text, fit_isolation(judged.x, seed=1), FEATURES, fitted.thresholds)
     unseen = history(20_000, seed=5)
