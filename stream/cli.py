@@ -213,7 +213,10 @@ def worker(
         artifacts=artifacts,
         worker__metrics_port=metrics_port,
     )
-    import_module("stream.worker").run(settings, _schema(settings))
+    from stream import worker as module
+
+    module.log_to_stderr()
+    module.run(settings, _schema(settings))
 
 
 @app.command()
@@ -247,9 +250,7 @@ def watch(
     action: Annotated[Literal["allow", "review", "block"] | None, typer.Option(help="Only this action")] = None,
     min_score: Annotated[float | None, typer.Option(min=0, max=1, help="Only scores from this on")] = None,
     session: Annotated[str | None, typer.Option(help="Only recommendations for this session")] = None,
-    reason: Annotated[
-        str | None, typer.Option(help="Only with this reason: a feature, or a dead letter's code")
-    ] = None,
+    reason: Annotated[str | None, typer.Option(help="Only with this reason: words of it, a feature, or a code")] = None,
     from_beginning: Annotated[bool, typer.Option("--from-beginning", help="Start with the oldest record")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after N records")] = None,
     items: Annotated[Path | None, typer.Option(help="Parquet with item_id and title, to show titles")] = None,

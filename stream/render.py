@@ -14,7 +14,7 @@ from rich.text import Text
 from features.messages import Alert, DeadLetter, Decision, Recommendation
 
 _STYLES = {"allow": "green", "review": "yellow", "block": "bold red"}
-_PREVIEW_BYTES = 120
+_PREVIEW_CHARACTERS = 120
 _ITEMS_SHOWN = 5
 
 
@@ -23,7 +23,7 @@ def render(message: Decision | Alert | Recommendation | DeadLetter, titles: Mapp
     if isinstance(message, Alert):
         return _alert(message)
     if isinstance(message, Decision):
-        return _decision(message).append(f"  {printable(', '.join(message.reasons))}" if message.reasons else "")
+        return _decision(message).append(f"  {printable('; '.join(message.reasons))}" if message.reasons else "")
     if isinstance(message, Recommendation):
         return _recommendation(message, titles)
     return _dead_letter(message)
@@ -32,6 +32,14 @@ def render(message: Decision | Alert | Recommendation | DeadLetter, titles: Mapp
 def printable(text: str) -> str:
     """``text`` with everything that cannot be printed escaped."""
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
+def raw_text(encoded: str) -> str:
+    """Base64 of a dead letter as text; bytes that are no UTF-8 become replacement characters."""
+    try:
+        return base64.b64decode(encoded).decode("utf-8", "replace")
+    except ValueError:
+        return encoded
 
 
 def moment(time_ms: int) -> str:
@@ -76,9 +84,7 @@ def _recommendation(message: Recommendation, titles: Mapping[str, str]) -> Text:
 def _dead_letter(message: DeadLetter) -> Text:
     text = Text(f"{printable(message.topic)}:{message.partition}:{message.offset}  ")
     text.append(message.reason, style="red").append(f"  {printable(message.sentence)}  ")
-    try:
-        raw = base64.b64decode(message.value)
-    except ValueError:
-        raw = message.value.encode()
-    shown = repr(raw[:_PREVIEW_BYTES])[1:] + ("..." if message.length > _PREVIEW_BYTES else "")
+    shown = ascii(raw_text(message.value)[:_PREVIEW_CHARACTERS]) + (
+        "..." if message.length > _PREVIEW_CHARACTERS else ""
+    )
     return text.append(f"{message.length} bytes {shown}", style="dim")

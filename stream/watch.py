@@ -20,7 +20,7 @@ from rich.text import Text
 from features.errors import HistoryError, SettingsError
 from features.messages import Alert, DeadLetter, Decision, Recommendation
 from stream.connections import kafka_consumer, kafka_errors
-from stream.render import render
+from stream.render import raw_text, render
 from stream.settings import KafkaSettings, Settings, TopicSettings
 from stream.topics import check_topics, require_topics
 
@@ -76,7 +76,7 @@ class Filter:
             and (self.action is None or getattr(message, "action", None) == self.action)
             and (self.min_score is None or _score(message) >= self.min_score)
             and (self.session is None or getattr(message, "session_id", None) == self.session)
-            and (self.reason is None or self.reason in _reasons(message))
+            and (self.reason is None or _gives(message, self.reason))
         )
 
 
@@ -85,7 +85,7 @@ def _keys(message: Shown) -> tuple[str | None, ...]:
         return (message.user_id, message.session_id)
     if isinstance(message, Alert):
         return (message.key, *message.entities.values())
-    return (message.key,)
+    return (raw_text(message.key or ""),) if isinstance(message, DeadLetter) else (message.key,)
 
 
 def _score(message: Shown) -> float:
@@ -94,12 +94,15 @@ def _score(message: Shown) -> float:
     return 0.0 if isinstance(message, DeadLetter) else message.score
 
 
-def _reasons(message: Shown) -> set[str]:
+def _gives(message: Shown, reason: str) -> bool:
+    """Whether ``reason`` is a dead letter's code, the feature of an alert, or part of a reason's sentence."""
     if isinstance(message, Recommendation):
-        return set()
+        return False
     if isinstance(message, DeadLetter):
-        return {message.reason}
-    return {reason if isinstance(reason, str) else reason.feature for reason in message.reasons}
+        return message.reason == reason
+    if isinstance(message, Decision):
+        return any(reason in sentence for sentence in message.reasons)
+    return any(reason == given.feature or reason in given.text for given in message.reasons)
 
 
 async def tail(

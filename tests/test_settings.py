@@ -198,7 +198,7 @@ def test_the_example_file_names_every_setting_with_its_default_and_a_word_about_
             section = heading[1] + "."
         elif absent := re.match(r"# (\w+) =", line):
             given[section + absent[1]] = None
-        if setting := re.match(r"(?:# )?(\w+) =", line):
+        if re.match(r"(?:# )?\w+ =", line):
             assert re.search(r"\S\s+# \S", line), f"{line!r} says nothing about the setting"
     defaults = {name: str(v) if isinstance(v, Path) else v for name, v in _leaves(Settings()).items()}
     assert given | {"schema": tuple(given["schema"])} == defaults

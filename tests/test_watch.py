@@ -34,7 +34,7 @@ def _decision(number: int, score: float = 0.9, action: Action = "block", key: st
         score=score,
         anomaly=0.25,
         action=action,
-        reasons=["card_amount_max_1d"],
+        reasons=["9 payments in 10 minutes", "a new shop"],
         model_version="000003",
         label_position=4,
     )
@@ -73,13 +73,14 @@ def _dead_letter(value: bytes = b"{nonsense") -> DeadLetter:
         length=len(value),
         sha256="0" * 64,
         value=base64.b64encode(value).decode(),
-        key="card-1",
+        key=base64.b64encode(b"card-1").decode(),
     )
 
 
 def test_each_message_is_a_line_that_says_what_happened() -> None:
     assert render(_decision(1), {}).plain == (
-        "2023-11-14 22:13:20  block   score 0.900  anomaly 0.25  key card-1  event t1  model 000003  card_amount_max_1d"
+        "2023-11-14 22:13:20  block   score 0.900  anomaly 0.25  key card-1  event t1  model 000003  "
+        "9 payments in 10 minutes; a new shop"
     )
     assert render(_alert(), {}).plain.splitlines()[1] == "    +1.50  9 payments in 10 minutes"
     assert "after item-1: Red socks 0.50, item-3 0.33" in render(_recommendation(), {"item-2": "Red socks"}).plain
@@ -109,7 +110,9 @@ def test_ids_and_values_cannot_drive_the_terminal() -> None:
         (Filter(session="s1"), _recommendation(), True),
         (Filter(session="s2"), _recommendation(), False),
         (Filter(reason="card_count_10m"), _alert(), True),
-        (Filter(reason="card_amount_max_1d"), _decision(1), True),
+        (Filter(reason="10 minutes"), _alert(), True),
+        (Filter(reason="new shop"), _decision(1), True),
+        (Filter(reason="old shop"), _decision(1), False),
         (Filter(reason="oversized"), _dead_letter(), False),
         (Filter(reason="malformed_json", key="card-1"), _dead_letter(), True),
     ],
