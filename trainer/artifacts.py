@@ -1,0 +1,293 @@
+"""Artifacts: directories of models that are published whole, verified before use, and never changed.
+
+In: fitted models, or a directory. Out: the other of the two. State: the directory::
+
+    <root>/CURRENT               the version to serve, replaced by rename
+    <root>/<version>/            manifest.json, fraud.txt, isolation.npz, neighbours.npz, golden.npz
+
+A version appears by one rename, so a reader sees all of it or nothing; the pointer moves afterwards. Nothing is
+pickled. Every file is hashed before it is parsed, because LightGBM's parser aborts the process on damaged text;
+:func:`verify_in_child` tries a version in another process before a live worker takes it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import ArtifactCorrupt, ArtifactError, ArtifactMismatch, ArtifactMissing
+from features.forest import FlatForest
+from features.neighbours import Neighbours
+from features.scoring import FraudModel, Thresholds
+from trainer import durable, golden
+from trainer.durable import Arrays, npz_arrays, npz_bytes
+from trainer.manifest import FORMAT, FRAUD, GOLDEN, ISOLATION, NEIGHBOURS, FileEntry, Manifest, ThresholdEntry, digest
+from trainer.manifest import decode as decode_manifest
+from trainer.manifest import encode as encode_manifest
+
+_VERSION = re.compile(r"\d{6,18}\Z")
+_EXIT_CODES: dict[type[ArtifactError], int] = {ArtifactMissing: 3, ArtifactCorrupt: 4, ArtifactMismatch: 5}
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What is to be published: fraud models, a recommender, or both, with inputs for the golden answers.
+
+    ``vectors`` float64[g, F] and ``sessions`` (hashes uint64[q, L], counts int64[q]) belong to ``fraud`` and
+    ``neighbours``.
+    """
+
+    schema_hash: str
+    fraud: FraudModel | None = None
+    neighbours: Neighbours | None = None
+    training: dict[str, int | None] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    vectors: NDArray[np.float64] | None = None
+    sessions: tuple[NDArray[np.uint64], NDArray[np.int64]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A version as loaded: its models (at least one), its manifest, and the golden answers."""
+
+    version: str
+    manifest: Manifest
+    fraud: FraudModel | None
+    neighbours: Neighbours | None
+    golden: Arrays
+
+
+def versions(root: Path) -> list[str]:
+    """All published versions, oldest first."""
+    if not root.is_dir():
+        return []
+    return sorted((path.name for path in root.iterdir() if _VERSION.match(path.name) and path.is_dir()), key=int)
+
+
+def current_version(root: Path) -> str | None:
+    """The version that the pointer names; ``None`` if nothing was published yet.
+
+    Raises
+    ------
+    ArtifactCorrupt
+        If the pointer does not hold a version.
+    """
+    try:
+        text = (root / "CURRENT").read_text(encoding="ascii")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (UnicodeDecodeError, OSError) as error:
+        raise ArtifactCorrupt(f"{root / 'CURRENT'} cannot be read: {error}") from None
+    version = text.removesuffix("\n")
+    if not _VERSION.match(version):
+        raise ArtifactCorrupt(f"{root / 'CURRENT'} holds {text[:40]!r}, not a version such as '000001'")
+    return version
+
+
+def publish(root: Path, draft: Draft, *, created_ms: int, keep: int = 5) -> str:
+    """Write a new version, point to it, and remove versions older than the newest ``keep``.
+
+    A crash at any moment leaves the old version in place, or the new one whole.
+
+    Returns
+    -------
+    str
+        The new version, one higher than any before.
+
+    Raises
+    ------
+    ArtifactError
+        If the directory cannot be written.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with durable.exclusive_scratch(root) as scratch:
+            version = _next_version(root)
+            _write_version(scratch, _files(draft), draft, version, created_ms)
+            scratch.replace(root / version)
+            durable.sync(root)
+            point_to(root, version)
+            for old in versions(root)[: -max(1, keep)]:
+                shutil.rmtree(root / old, ignore_errors=True)
+    except OSError as error:
+        raise ArtifactError(f"{root}: cannot publish: {error}") from error
+    return version
+
+
+def _next_version(root: Path) -> str:
+    known = versions(root)
+    try:
+        # Also where somebody removed the directory: a decision's version must never mean two models.
+        known.append(current_version(root) or "0")
+    except ArtifactCorrupt:
+        known.append("0")
+    return f"{max(map(int, known)) + 1:06d}"
+
+
+def point_to(root: Path, version: str) -> None:
+    """Make ``version`` the one to serve, at once for every reader."""
+    durable.replace(root / "CURRENT", f"{version}\n".encode())
+
+
+def _files(draft: Draft) -> dict[str, bytes]:
+    if draft.fraud is None and draft.neighbours is None:
+        raise ValueError("nothing to publish: neither fraud models nor a recommender")
+    asked = (draft.vectors is None or not len(draft.vectors), draft.sessions is None or not len(draft.sessions[0]))
+    if any(model and nothing for model, nothing in zip((draft.fraud, draft.neighbours), asked, strict=True)):
+        raise ValueError("a model without inputs for its golden answers could not be verified")
+    files = {}
+    if draft.fraud is not None:
+        files[FRAUD] = draft.fraud.text.encode()
+        files[ISOLATION] = npz_bytes(draft.fraud.forest.to_arrays())
+    if draft.neighbours is not None:
+        files[NEIGHBOURS] = npz_bytes(draft.neighbours.to_arrays())
+    files[GOLDEN] = npz_bytes(golden.golden_answers(draft.fraud, draft.neighbours, draft.vectors, draft.sessions))
+    return files
+
+
+def _write_version(folder: Path, files: dict[str, bytes], draft: Draft, version: str, created_ms: int) -> None:
+    fraud = draft.fraud
+    manifest = Manifest(
+        format=FORMAT,
+        version=version,
+        created_ms=created_ms,
+        schema_hash=draft.schema_hash,
+        features=fraud.features if fraud else (),
+        training=draft.training,
+        metrics=draft.metrics,
+        thresholds=ThresholdEntry(fraud.thresholds.review, fraud.thresholds.block) if fraud else None,
+        files={name: FileEntry(digest(data), len(data)) for name, data in files.items()},
+    )
+    for name, data in {**files, "manifest.json": encode_manifest(manifest)}.items():
+        durable.write(folder / name, data)
+    durable.sync(folder)
+
+
+def load(root: Path, version: str, schema_hash: str) -> Artifact:
+    """Read one version; every file is hashed before anything parses it.
+
+    Raises
+    ------
+    ArtifactMissing
+        If there is no such version, or one of its files is gone.
+    ArtifactCorrupt
+        If a file is not what was published.
+    ArtifactMismatch
+        If it was fitted for another schema.
+    """
+    folder = root / version
+    if not _VERSION.match(version) or not folder.is_dir():
+        raise ArtifactMissing(f"{root}: there is no version {version!r}. Train one with `headrace train`.")
+    manifest = decode_manifest(_read(folder / "manifest.json"), version)
+    if manifest.schema_hash != schema_hash:
+        raise ArtifactMismatch(
+            f"artifact {version} was fitted for schema {manifest.schema_hash[:12]}, this one is {schema_hash[:12]}. "
+            "Train again with `headrace train`, or serve with the schema that it was fitted for."
+        )
+    files = {name: _verified(folder / name, entry, version) for name, entry in manifest.files.items()}
+    try:
+        fraud = _fraud(files, manifest) if FRAUD in files else None
+        neighbours = Neighbours.from_arrays(npz_arrays(files[NEIGHBOURS])) if NEIGHBOURS in files else None
+        answers = npz_arrays(files[GOLDEN])
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise ArtifactCorrupt(f"artifact {version}: {error}. Publish a new version with `headrace train`.") from error
+    if fraud is None and neighbours is None:
+        raise ArtifactCorrupt(f"artifact {version} holds no model. Publish a new version with `headrace train`.")
+    return Artifact(version, manifest, fraud, neighbours, answers)
+
+
+def load_current(root: Path, schema_hash: str) -> Artifact:
+    """The version that the pointer names; errors as :func:`current_version` and :func:`load`."""
+    version = current_version(root)
+    if version is None:
+        raise ArtifactMissing(f"{root}: no models were published yet. Train some with `headrace train`.")
+    return load(root, version, schema_hash)
+
+
+def check_golden(artifact: Artifact) -> None:
+    """Ask the loaded models what they were asked when published; :class:`ArtifactCorrupt` if they answer otherwise."""
+    golden.compare(artifact.version, artifact.fraud, artifact.neighbours, artifact.golden)
+
+
+def verify_in_child(root: Path, version: str, schema_hash: str, timeout_s: float = 60.0) -> None:
+    """Load a version and check its golden answers in another process, which may die of it. Blocks.
+
+    Raises
+    ------
+    ArtifactMissing, ArtifactCorrupt, ArtifactMismatch
+        As :func:`load` and :func:`check_golden`; also if the process crashes or does not finish in time.
+    """
+    # The child imports what this process runs, wherever it was imported from; -P keeps the current directory out.
+    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    command = [sys.executable, "-P", "-m", "trainer.artifacts", "verify", str(root.resolve()), version, schema_hash]
+    try:
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s,
+            check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise ArtifactCorrupt(f"artifact {version} could not be verified within {timeout_s:g} s") from None
+    if done.returncode == 0:
+        return
+    said = done.stderr.strip().splitlines()
+    for kind, code in _EXIT_CODES.items():
+        if done.returncode == code and said:
+            raise kind(said[-1])
+    cause = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+    raise ArtifactCorrupt(f"artifact {version}: verification died with {cause}: {' '.join(said)[-300:]}")
+
+
+def _fraud(files: dict[str, bytes], manifest: Manifest) -> FraudModel:
+    if manifest.thresholds is None:
+        raise ValueError("the manifest has no thresholds")
+    thresholds = Thresholds(manifest.thresholds.review, manifest.thresholds.block)
+    forest = FlatForest.from_arrays(npz_arrays(files[ISOLATION]))
+    return FraudModel(files[FRAUD].decode(), forest, manifest.features, thresholds, manifest.version)
+
+
+def _verified(path: Path, entry: FileEntry, version: str) -> bytes:
+    data = _read(path)
+    if len(data) != entry.bytes or digest(data) != entry.sha256:
+        raise ArtifactCorrupt(
+            f"artifact {version}: {path.name} is not what was published ({len(data):,} bytes, SHA-256 "
+            f"{digest(data)[:12]}; expected {entry.bytes:,} and {entry.sha256[:12]}). "
+            "Publish a new version with `headrace train`."
+        )
+    return data
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactMissing(f"{path} is missing. Publish a new version with `headrace train`.") from None
+    except OSError as error:
+        raise ArtifactMissing(f"{path} cannot be read: {error}") from None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``verify ROOT VERSION SCHEMA_HASH``: the child of :func:`verify_in_child`. The exit code says what is wrong."""
+    if len(arguments) != 4 or arguments[0] != "verify":
+        print("usage: python -m trainer.artifacts verify ROOT VERSION SCHEMA_HASH", file=sys.stderr)
+        return 2
+    try:
+        check_golden(load(Path(arguments[1]), arguments[2], arguments[3]))
+    except ArtifactError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return _EXIT_CODES.get(type(error), 1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
