@@ -27,6 +27,7 @@ from stream.connections import (
     redis_client,
     redis_errors,
 )
+from stream.offsets import offset_range
 from stream.settings import RedisSettings, Settings
 from stream.topics import check_topics
 
@@ -132,7 +133,7 @@ async def _group(settings: Settings) -> list[Finding]:
                 if not places:
                     continue
                 consumer.assign(places)
-                ends = await consumer.end_offsets(places)
+                ends = {place: end for place, (_, end) in (await offset_range(settings.kafka, places)).items()}
                 committed = {place: await consumer.committed(place) for place in places}
                 started = [place for place in places if committed[place] is not None]
                 behind = sum(max(0, ends[place] - (committed[place] or 0)) for place in places)

@@ -27,6 +27,7 @@ from features.hashing import partitions_of
 from features.messages import Click, label_type, transaction_type
 from features.schema import ID_SEPARATOR, Schema
 from stream.connections import kafka_admin, kafka_consumer, kafka_errors, kafka_producer
+from stream.offsets import offset_range
 from stream.outbox import Outbox, Record, by_partition
 from stream.progress import progress_bar
 from stream.settings import KafkaSettings, Settings, TopicSettings
@@ -103,12 +104,12 @@ async def repartition(
         try:
             await consumer.start()
             await producer.start()
-            await _require_empty(consumer, target, len(await producer.partitions_for(target)), partitions)
+            await _require_empty(kafka, target, len(await producer.partitions_for(target)), partitions)
             places = [TopicPartition(source, number) for number in range(len(found[source]["partitions"]))]
-            begins, ends = await consumer.beginning_offsets(places), await consumer.end_offsets(places)
-            total(sum(ends[place] - begins[place] for place in places))
+            ranges = await offset_range(kafka, places)
+            total(sum(end - begin for begin, end in ranges.values()))
             outbox = Outbox(producer)
-            async for chunk in _merged(consumer, places, begins, ends):
+            async for chunk in _merged(consumer, ranges):
                 records, numbers = _rekeyed(chunk, read_key, partitions, copied)
                 for partition, part in by_partition(records, numbers).items():
                     await outbox.send(target, partition, part)
@@ -119,33 +120,31 @@ async def repartition(
     return copied
 
 
-async def _require_empty(consumer: AIOKafkaConsumer, target: str, count: int, expected: int) -> None:
+async def _require_empty(kafka: KafkaSettings, target: str, count: int, expected: int) -> None:
     if count != expected:
         raise TopicError(f"topic {target}: has {count} partitions, {expected} are asked for; name a new topic")
     places = [TopicPartition(target, number) for number in range(count)]
-    if any((await consumer.end_offsets(places)).values()):
+    if any(end for _, end in (await offset_range(kafka, places)).values()):
         raise TopicError(f"topic {target}: holds records already, a copy on top would repeat events; name a new topic")
 
 
 async def _merged(
     consumer: AIOKafkaConsumer,
-    places: Sequence[TopicPartition],
-    begins: Mapping[TopicPartition, int],
-    ends: Mapping[TopicPartition, int],
+    ranges: Mapping[TopicPartition, tuple[int, int]],
 ) -> AsyncIterator[list[ConsumerRecord[bytes, bytes]]]:
-    """All records below ``ends`` in chunks, merged by timestamp; the order within a partition is kept."""
+    """All records of the ranges in chunks, merged by timestamp; the order within a partition is kept."""
     queues: dict[TopicPartition, deque[ConsumerRecord[bytes, bytes]]] = {
-        place: deque() for place in places if begins[place] < ends[place]
+        place: deque() for place, (begin, end) in ranges.items() if begin < end
     }
     if not queues:
         return
     consumer.assign(list(queues))
     for place in queues:
-        consumer.seek(place, begins[place])
+        consumer.seek(place, ranges[place][0])
     chunk: list[ConsumerRecord[bytes, bytes]] = []
     while queues:
         for place in [place for place, queue in queues.items() if not queue]:
-            if not await _fill(consumer, place, queues[place], ends[place]):
+            if not await _fill(consumer, place, queues[place], ranges[place][1]):
                 del queues[place]
         while queues and all(queues.values()) and len(chunk) < _CHUNK:
             chunk.append(min(queues.values(), key=lambda queue: (queue[0].timestamp, queue[0].partition)).popleft())

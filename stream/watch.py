@@ -20,6 +20,7 @@ from rich.text import Text
 from features.errors import HistoryError, SettingsError
 from features.messages import Alert, DeadLetter, Decision, Recommendation
 from stream.connections import kafka_consumer, kafka_errors
+from stream.offsets import offset_range
 from stream.render import raw_text, render
 from stream.settings import KafkaSettings, Settings, TopicSettings
 from stream.topics import check_topics, require_topics
@@ -121,7 +122,8 @@ async def tail(
             await consumer.start()
             places = [TopicPartition(topic, number) for number in range(partitions)]
             consumer.assign(places)
-            await (consumer.seek_to_beginning if from_beginning else consumer.seek_to_end)(*places)
+            for place, (begin, end) in (await offset_range(kafka, places)).items():
+                consumer.seek(place, begin if from_beginning else end)
             while True:
                 for records in (await consumer.getmany(timeout_ms=1000)).values():
                     for record in records:

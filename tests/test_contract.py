@@ -63,7 +63,7 @@ def test_the_page_has_a_table_row_for_every_field_and_for_no_other(topic: str) -
 
 
 def test_the_page_has_a_section_and_an_overview_row_for_every_topic() -> None:
-    assert set(TOPICS) <= set(set(SECTIONS))
+    assert set(TOPICS) <= set(SECTIONS)
     assert re.findall(r"^\| \[`(.*?)`\]\(#(.*?)\)", TEXT, re.MULTILINE) == [(topic, topic) for topic in TOPICS]
 
 

@@ -161,7 +161,7 @@ def test_a_tail_shows_only_what_comes_after_it_began(broker: RunningBroker) -> N
     settings = _settings(broker)
     topic = settings.topics.decisions
     asyncio.run(create_topics(broker.bootstrap, {topic: 2}))
-    asyncio.run(produce(broker.bootstrap, topic, [(b"k", msgspec.json.encode(_decision(0)))]))
+    asyncio.run(produce(broker.bootstrap, topic, [(b"k", msgspec.json.encode(_decision(0)))] * 5))
 
     async def main() -> list[Shown | None]:
         shown: list[Shown | None] = []
