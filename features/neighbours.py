@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,7 @@ class Neighbours:
     session_weights: Floats
     settings: NDArray[np.float64]
     _index: Index = field(init=False, repr=False)
+    _ids: list[str] = field(init=False, repr=False)
     _scratch: threading.local = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -77,7 +79,10 @@ class Neighbours:
             self.posting_offsets, self.posting_sessions, self.posting_places,
             self.session_offsets, self.session_items, self.session_weights, self.settings,
         )  # fmt: skip
+        data, bounds = self.item_bytes.tobytes(), self.item_offsets.tolist()
+        ids = [data[start:end].decode() for start, end in pairwise(bounds)]
         object.__setattr__(self, "_index", index)
+        object.__setattr__(self, "_ids", ids)
         object.__setattr__(self, "_scratch", threading.local())
 
     @property
@@ -87,7 +92,7 @@ class Neighbours:
 
     def item_id(self, number: int) -> str:
         """The id of one item."""
-        return bytes(self.item_bytes[self.item_offsets[number] : self.item_offsets[number + 1]]).decode()
+        return self._ids[number]
 
     def recommend_many(self, hashes: Hashes, counts: Longs, k: int) -> tuple[Ints, Floats]:
         """The best items after each of m sessions.

@@ -47,17 +47,24 @@ class FraudSettings:
 class Judged:
     """Judged transactions in order of time.
 
-    ``x`` float64[n, F], ``fraud`` bool[n], ``time_ms`` int64[n], ``known_ms`` int64[n] when each label came in.
+    ``fraud`` bool[n], ``time_ms`` int64[n], ``known_ms`` int64[n] when each label came in. Their vectors are the rows
+    ``at`` int64[n] of ``x`` float64[m, F], or all of it: a long history's vectors are not copied to leave a few out.
     """
 
     x: Floats
     fraud: NDArray[np.bool_]
     time_ms: Longs
     known_ms: Longs
+    at: Longs | None = None
+
+    def vectors(self, rows: Longs) -> Floats:
+        """A copy of the vectors of these rows."""
+        return self.x[rows if self.at is None else self.at[rows]]
 
     def rows(self, rows: Longs) -> Judged:
         """Only these rows."""
-        return Judged(self.x[rows], self.fraud[rows], self.time_ms[rows], self.known_ms[rows])
+        at = rows if self.at is None else self.at[rows]
+        return Judged(self.x, self.fraud[rows], self.time_ms[rows], self.known_ms[rows], at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +93,14 @@ def fit_fraud(
             f"fraud model: {frauds:,} frauds and {goods:,} good transactions have a label; it needs at least "
             f"{FRAUDS_MIN} frauds and {GOODS_MIN} good ones. Give a longer history, or wait for labels."
         )
-    if np.isinf(judged.x).any():
-        columns = [features[int(i)].name for i in np.flatnonzero(np.isinf(judged.x).any(0))]
-        raise TrainingError(f"fraud model: infinite values in {', '.join(columns)}")
     older, newer = split(judged, settings.holdout)
     steps = 2 * settings.trees
     measured = _fit(judged.rows(older), features, settings, _part(progress, 0, steps))
-    held = judged.rows(newer)
-    score = np.asarray(measured.predict(held.x, num_threads=settings.threads), np.float64)
-    thresholds = choose_thresholds(score, held.fraud)
+    fraud = judged.fraud[newer]
+    score = np.asarray(measured.predict(judged.vectors(newer), num_threads=settings.threads), np.float64)
+    thresholds = choose_thresholds(score, fraud)
     final = _fit(judged, features, settings, _part(progress, settings.trees, steps))
-    return FraudFit(final.model_to_string(), thresholds, measure(score, held.fraud, thresholds))
+    return FraudFit(final.model_to_string(), thresholds, measure(score, fraud, thresholds))
 
 
 def split(judged: Judged, share: float) -> tuple[Longs, Longs]:
@@ -195,11 +199,10 @@ def _fit(
     report: Callable[[lgb.callback.CallbackEnv], None],
 ) -> lgb.Booster:
     rows, weights = sample(judged.fraud, settings.rows_max, settings.seed)
-    whole = len(rows) == len(judged.fraud)
     data = lgb.Dataset(
-        judged.x if whole else judged.x[rows],
+        judged.vectors(rows),
         judged.fraud[rows].astype(np.float32),
-        weight=None if whole else weights,
+        weight=None if (weights == 1.0).all() else weights,
         feature_name=[feature.name for feature in features],
         categorical_feature=[i for i, feature in enumerate(features) if feature.aggregate == "category"],
         params={"max_bin": 255, "verbosity": -1, "num_threads": settings.threads, "data_random_seed": settings.seed},

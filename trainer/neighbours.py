@@ -172,6 +172,19 @@ def fit_neighbours(table: pa.Table, settings: NeighbourSettings | None = None) -
     return Neighbours.from_arrays(arrays | _postings(kept, items, settings.postings_max))
 
 
+def hold_out(table: pa.Table, share: float = 0.1, clicks_max: int = 20_000) -> tuple[pa.Table, pa.Table]:
+    """Older and newer sessions: those that began in the newest ``share`` of the clicks are held out.
+
+    Of the newer ones only the first ``clicks_max`` clicks are kept, and of the older ones only what came before them.
+    """
+    cut = table.num_rows - int(table.num_rows * share)
+    names = table["session_id"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    first = np.full(int(names.max(initial=-1)) + 1, table.num_rows)
+    np.minimum.at(first, names, np.arange(len(names)))
+    newer = np.flatnonzero(first[names] >= cut)[:clicks_max]
+    return table.slice(0, cut), table.take(pa.array(newer))
+
+
 def queries(table: pa.Table, length: int) -> tuple[NDArray[np.uint64], Longs, list[str]]:
     """Each click but a session's last as a query for the click after it.
 
