@@ -322,5 +322,5 @@ def decode_rows(layout: Layout, values: list[bytes], rows: Ints, ints: Ints, flo
     if bad >= 0:
         raise StateMismatch(
             f"state of a {layout.entity.name} ({len(values[bad])} bytes, version {values[bad][0]}) does not fit codec "
-            f"version {CODEC_VERSION} and this feature schema; run `headrace rebuild` or use the schema it was made with"
+            f"version {CODEC_VERSION} and this feature schema; use the schema it was made with, or another redis.namespace"
         )

@@ -1,0 +1,231 @@
+"""Faust's consumer, cut open at one place: it hands whole fetches to the pipeline instead of single events to agents.
+
+In: Faust's group membership, rebalancing and lifecycle. Out: calls of :class:`~stream.cycle.Pipeline`. The methods
+overridden here are private to faust-streaming, which is why its version is pinned; ``tests/test_faust_pins.py`` keeps
+their signatures. On every (re)assignment Faust calls :meth:`FetchConsumer.perform_seek`, and that is where partitions
+are taken over and sought to the offsets in Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import aiokafka
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+
+from features.errors import HeadraceError, ServiceUnavailable, StateConflict
+from stream.cycle import Bounds, Pipeline, failure_cause
+from stream.metrics import Metrics
+from stream.publisher import Target
+from stream.settings import Settings
+
+log = logging.getLogger("headrace.worker")
+_POLL_S = 0.25  # longest wait of one fetch, so that a failed cycle or a stop is noticed
+_BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
+_LABELS_WAITING_MAX = 20_000  # per partition; above it the partition is paused
+
+
+class WorkerContext:
+    """What the consumer needs and Faust does not carry. One per worker."""
+
+    def __init__(self, settings: Settings, pipeline: Pipeline, metrics: Metrics) -> None:
+        self.settings = settings
+        self.pipeline = pipeline
+        self.metrics = metrics
+        self.fatal: HeadraceError | None = None
+
+
+class FetchThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
+    """The thread that owns the aiokafka consumer."""
+
+    def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
+        consumer = super()._create_worker_consumer(transport)
+        settings: Settings = self.app.headrace.settings
+        # Faust hard-codes 1,500 ms; a broker that does not wake a waiting fetch would add half of that.
+        consumer._fetch_max_wait_ms = settings.worker.fetch_max_wait_ms
+        consumer._fetch_max_bytes = settings.worker.fetch_bytes_max * 4
+        # Partition n of transactions and of labels share state, so one worker must get both: the range assignor
+        # gives equal partition numbers of topics with equal counts to the same member. Round robin does not.
+        consumer._partition_assignment_strategy = (RangePartitionAssignor,)
+        return consumer
+
+    def fetch_position(self, tp: TP) -> int | None:
+        """The offset that the next fetch of a partition will return, past control records and gaps; None: unknown."""
+        assignment = self._ensure_consumer()._subscription.subscription.assignment
+        state = assignment.state_value(aiokafka.TopicPartition(tp.topic, tp.partition)) if assignment else None
+        return state.position if state is not None and state.has_valid_position else None
+
+
+class FetchConsumer(driver.Consumer):  # type: ignore[misc]
+    """Hands fetches to the pipeline, and commits what it has applied."""
+
+    _thread: FetchThread
+
+    @property
+    def context(self) -> WorkerContext:
+        """The worker's own parts."""
+        context: WorkerContext = self.app.headrace
+        return context
+
+    def _new_consumer_thread(self) -> FetchThread:
+        return FetchThread(self, loop=self.loop, beacon=self.beacon)
+
+    # -- assignment ---------------------------------------------------------------------------------------------
+
+    async def perform_seek(self) -> None:
+        """Take over the assigned partitions and seek them to what Redis says is applied."""
+        try:
+            await self._take_over()
+        except (ServiceUnavailable, StateConflict) as error:
+            await self._recover(error)
+        except HeadraceError as error:
+            self._stop_for(error)
+
+    async def _take_over(self) -> None:
+        assignment = sorted(self.assignment())
+        pipeline = self.context.pipeline
+        await pipeline.abandon()
+        if not assignment:
+            return
+        committed = await self.seek_to_committed()
+        first = await self.earliest_offsets(*assignment)
+        end = await self.highwaters(*assignment)
+        bounds = Bounds(
+            first={(tp.topic, tp.partition): offset for tp, offset in first.items()},
+            end={(tp.topic, tp.partition): offset for tp, offset in end.items()},
+            committed={(tp.topic, tp.partition): offset for tp, offset in committed.items()},
+        )
+        wanted: dict[str, set[int]] = {}
+        for station in pipeline.stations:
+            topics = station.lane.topics
+            wanted[station.lane.name] = {tp.partition for tp in assignment if tp.topic in topics}
+        seeks = await pipeline.assign({name: sorted(found) for name, found in wanted.items()}, bounds)
+        mine = set(assignment)
+        await self.seek_wait({tp: offset for t, offset in seeks.items() if (tp := TP(*t)) in mine})
+        self.context.metrics.ready.set(1)
+        log.info("reading %s", ", ".join(f"{tp.topic}-{tp.partition}@{seeks[tp.topic, tp.partition]}"
+                                         for tp in assignment))  # fmt: skip
+
+    async def _recover(self, error: BaseException) -> None:
+        """Let go of everything and take it over again, for as long as it takes; says so once."""
+        self.context.metrics.recoveries.labels(failure_cause(error)).inc()
+        log.warning("%s; retrying, nothing is lost", error)
+        for attempt in range(10**9):
+            if self.should_stop or not self.flow_active and attempt:
+                return
+            try:
+                await self._take_over()
+            except (ServiceUnavailable, StateConflict, driver.KafkaError, TimeoutError):
+                await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
+                continue
+            except HeadraceError as final:
+                self._stop_for(final)
+                return
+            if attempt:
+                log.warning("back again after %d tries", attempt + 1)
+            return
+
+    def _stop_for(self, error: HeadraceError) -> None:
+        """Stop the worker for an error that a retry cannot mend; the entry point prints it."""
+        self.context.fatal = error
+        os.kill(os.getpid(), signal.SIGTERM)  # the way that Faust stops in order
+
+    # -- fetching -----------------------------------------------------------------------------------------------
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        pipeline = self.context.pipeline
+        while not (self.should_stop or fetcher.should_stop):
+            if not self.flow_active:
+                await self.wait(self.can_resume_flow)
+                continue
+            if self.context.fatal is not None:
+                await asyncio.sleep(_POLL_S)
+                continue
+            try:
+                await self._one_fetch(pipeline)
+            except (ServiceUnavailable, StateConflict) as error:
+                await self._recover(error)
+            except HeadraceError as error:
+                self._stop_for(error)
+            except self.consumer_stopped_errors:
+                return
+
+    async def _one_fetch(self, pipeline: Pipeline) -> None:
+        generation = self.app.consumer_generation_id
+        active = set(self._get_active_partitions())
+        if not active:
+            await asyncio.sleep(0.02)
+            return
+        fetched = await self._getmany(active_partitions=active, timeout=_POLL_S)
+        if not self.flow_active or generation != self.app.consumer_generation_id:
+            return  # a rebalance began; perform_seek reads these again
+        records: dict[Target, Sequence[Any]] = {(tp.topic, tp.partition): found for tp, found in fetched.items()}
+        await pipeline.process(records, self._lagging)
+        self._pause_or_resume_labels(pipeline)
+
+    def _lagging(self, target: Target) -> bool:
+        """Whether more records of a partition are known to exist than were fetched."""
+        tp = TP(*target)
+        position, end = self._thread.fetch_position(tp), self.highwater(tp)
+        return position is None or end is None or position < end
+
+    def _pause_or_resume_labels(self, pipeline: Pipeline) -> None:
+        waiting = pipeline.waiting
+        full = {TP(*target) for target, count in waiting.items() if count > _LABELS_WAITING_MAX}
+        if full - self._paused_partitions:
+            self.pause_partitions(full)
+        drained = {tp for tp in self._paused_partitions
+                   if waiting.get((tp.topic, tp.partition), 0) < _LABELS_WAITING_MAX // 2}  # fmt: skip
+        if drained:
+            self.resume_partitions(drained)
+
+    # -- letting go ---------------------------------------------------------------------------------------------
+
+    async def wait_empty(self) -> None:
+        """Let the cycles in flight finish before partitions are given up; past the deadline they are read again."""
+        pipeline = self.context.pipeline
+        try:
+            await pipeline.drain(self.context.settings.worker.drain_deadline_s)
+        except (HeadraceError, TimeoutError) as error:
+            log.warning("cycles in flight were given up (%r); they are read again", error)
+            await pipeline.abandon()
+        await self.commit_and_end_transactions()
+
+    # -- committing ---------------------------------------------------------------------------------------------
+
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
+        return (TP(*target) for target in list(self.context.pipeline.applied))
+
+    def _new_offset(self, tp: TP) -> int | None:
+        return self.context.pipeline.applied.get((tp.topic, tp.partition))
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        self.context.metrics.set_lag(
+            {(tp.topic, tp.partition): max((self.highwater(tp) or 0) - offset, 0) for tp, offset in offsets.items()}
+        )
+        return bool(await super()._commit(offsets))
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """Faust's livelock detector watches agents; there are none."""
+
+
+class FetchTransport(driver.Transport):  # type: ignore[misc]
+    """Faust's Kafka transport with our consumer."""
+
+    Consumer = FetchConsumer
+
+
+def overridden() -> Iterable[tuple[type, str]]:
+    """The private methods of faust-streaming that this module relies on, for the test that pins them."""
+    for name in ("perform_seek", "_drain_messages", "wait_empty", "_filter_tps_with_pending_acks", "_new_offset",
+                 "_commit", "_getmany", "_get_active_partitions", "_new_consumer_thread"):  # fmt: skip
+        yield driver.Consumer, name
+    for name in ("_create_worker_consumer", "_ensure_consumer"):
+        yield driver.AIOKafkaConsumerThread, name

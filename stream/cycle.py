@@ -1,0 +1,319 @@
+"""The cycle: what one fetch returned, for all partitions together, from bytes to applied state.
+
+The steps, and what a crash means at each:
+
+1. **read** what the caches lack from Redis, one round trip. *Nothing happened yet.*
+2. **skip** records below the applied offset: they were answered and applied.
+3. **decode**; what cannot be decoded becomes a dead letter.
+4. **fold and score** in event order. *The state in memory now runs ahead of Redis; a crash forgets it.*
+5. **produce** all answers and wait for every acknowledgement. *Crash: nothing applied, the records are read again; the
+   tails of the output partitions tell what was answered.*
+6. **apply**: per partition one compare-and-set of offsets and state. *Crash: the next owner seeks to Redis' offset.*
+7. **commit** to Kafka, for lag monitoring only. *Crash: Redis' offset counts.*
+
+(2 and 3 come before 1 in time, since they say what to read.) Steps 5 to 7 of a cycle run while the next one computes;
+applies stay in order and a bounded number is in flight. Any failure drops the state of every partition that this
+worker holds and goes back to what Redis holds: :meth:`Pipeline.assign` is the one way in, first or again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from features.errors import HeadraceError, ServiceUnavailable, StateConflict, StateMissing
+from stream.lane import Lane, Output, Produced, Record, Tally
+from stream.metrics import Metrics
+from stream.publisher import Pending, Publisher, Target
+from stream.store import HEAD, Head, StateStore, Write, decode_head, encode_head
+from stream.tails import TailReader
+
+Fetched = Mapping[Target, Sequence[Record]]
+
+
+@dataclass(slots=True)
+class Station:
+    """A lane with its store, and the applied head of each partition that this worker holds."""
+
+    lane: Lane
+    store: StateStore
+    heads: dict[int, tuple[Head, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """First and end offset of each input partition, and what the group has committed (None: nothing)."""
+
+    first: Mapping[Target, int]
+    end: Mapping[Target, int]
+    committed: Mapping[Target, int | None]
+
+
+class Pipeline:
+    """Runs cycles over all lanes; see the module's text for the steps."""
+
+    def __init__(self, stations: Sequence[Station], publisher: Publisher, tails: TailReader, models: Any,
+                 metrics: Metrics, schema_hash: str, in_flight: int) -> None:  # fmt: skip
+        self.stations = tuple(stations)
+        self.models = models
+        self.applied: dict[Target, int] = {}
+        self._publisher = publisher
+        self._tails = tails
+        self._metrics = metrics
+        self._schema_hash = schema_hash
+        self._in_flight = in_flight
+        self._slots = asyncio.Semaphore(in_flight)
+        self._worker = uuid.uuid4().hex[:12]
+        self._numbers = itertools.count(1)
+        self._cycle = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._computing = asyncio.Lock()
+
+    # -- taking partitions over ---------------------------------------------------------------------------------
+
+    async def assign(self, wanted: Mapping[str, Sequence[int]], bounds: Bounds) -> dict[Target, int]:
+        """Take partitions over, by lane: fence the earlier owner, load offsets, read the tails of the outputs.
+
+        Returns the offset to seek each input partition to. Partitions that are not wanted are let go.
+        """
+        seeks: dict[Target, int] = {}
+        for station in self.stations:
+            partitions = list(wanted.get(station.lane.name, ()))
+            for partition in [p for p in station.heads if p not in partitions]:
+                station.lane.drop(partition)
+                del station.heads[partition]
+            for topic in station.lane.topics:
+                for target in [t for t in self.applied if t[0] == topic and t[1] not in partitions]:
+                    del self.applied[target]
+            if partitions:
+                seeks |= await self._take_over(station, partitions, bounds)
+        return seeks
+
+    async def _take_over(self, station: Station, partitions: list[int], bounds: Bounds) -> dict[Target, int]:
+        lane, store = station.lane, station.store
+        values = await store.read({p: [HEAD] for p in partitions})
+        found = {p: values[p][0] or b"" for p in partitions}
+        fresh = [p for p in partitions if not found[p]]
+        ends = await self._tails.ends([(t, p) for t in lane.outputs for p in fresh]) if fresh else {}
+        heads: dict[int, Head] = {}
+        for p in partitions:
+            where = store.key(p)
+            if found[p]:
+                head = decode_head(found[p], schema=self._schema_hash, partitions=lane.partitions, where=where)
+                _check_bounds(lane, p, head, bounds)
+            else:
+                _refuse_cold(lane, p, bounds, where)
+                offsets = {t: bounds.first.get((t, p), 0) for t in lane.topics}
+                outputs = {t: ends[t, p] for t in lane.outputs}
+                head = Head(offsets, outputs, self._schema_hash, lane.partitions)
+            heads[p] = head
+        # A new writer in the head fences the earlier owner before its tails are read: it can no longer apply.
+        fenced = {p: self._signed(head.offsets, head.outputs, lane) for p, head in heads.items()}
+        await store.apply([Write(p, found[p], encode_head(fenced[p]), {}) for p in partitions])
+        positions = {(t, p): o for p in partitions for t, o in fenced[p].outputs.items()}
+        tails = await self._tails.read(positions)
+        seeks = {}
+        for p in partitions:
+            station.heads[p] = fenced[p], encode_head(fenced[p])
+            lane.resume(p, fenced[p].offsets)
+            lane.adopt(p, {t: tails[t, p] for t in lane.outputs})
+            for topic in lane.topics:
+                seeks[topic, p] = self.applied[topic, p] = fenced[p].offsets.get(topic, bounds.first.get((topic, p), 0))
+        return seeks
+
+    def _signed(self, offsets: dict[str, int], outputs: dict[str, int], lane: Lane) -> Head:
+        writer = f"{self._worker}:{next(self._numbers)}"
+        return Head(offsets, outputs, self._schema_hash, lane.partitions, writer)
+
+    # -- running cycles -----------------------------------------------------------------------------------------
+
+    async def process(self, fetched: Fetched, lagging: Callable[[Target], bool]) -> None:
+        """Run the cycles that a fetch is worth; returns when the last one is computed, not when it is applied.
+
+        Raises
+        ------
+        HeadraceError
+            If this or an earlier cycle failed; :meth:`abandon` and :meth:`assign` are the way on.
+        """
+        rest: dict[Target, Sequence[Record]] = {target: records for target, records in fetched.items() if records}
+        while True:
+            now: dict[Target, Sequence[Record]] = {}
+            later: dict[Target, Sequence[Record]] = {}
+            for station in self.stations:
+                limit = station.lane.records_max
+                for target, records in rest.items():
+                    if target[0] in station.lane.topics:
+                        now[target] = records[:limit]
+                        if len(records) > limit:
+                            later[target] = records[limit:]
+            slots = self._slots
+            await slots.acquire()
+            started = False
+            try:
+                async with self._computing:
+                    started = await self._compute(now, lambda target, cut=later: target in cut or lagging(target), slots)
+            finally:
+                if not started:
+                    slots.release()
+            if not later:
+                return
+            rest = later
+
+    async def _compute(self, fetched: Fetched, lagging: Callable[[Target], bool], slots: asyncio.Semaphore) -> bool:
+        """Steps 1 to 4 of one cycle; whether there was anything to do, and so a task that will free the slot."""
+        self._raise_failure()
+        tally, now_s = Tally(), time.monotonic()
+        self._cycle += 1
+        work = []
+        with tally.stage("decode"):
+            for station in self.stations:
+                lane = station.lane
+                records = {p: {t: fetched.get((t, p), ()) for t in lane.topics} for p in station.heads}
+                behind = {p: lagging((lane.topics[0], p)) for p in station.heads}
+                work.append(lane.begin(records, behind, tally))
+        if not any(work):
+            return False
+        with tally.stage("read"):
+            found = await asyncio.gather(*(self._read(s, part, now_s) for s, part in zip(self.stations, work, strict=True)))
+        produced: list[tuple[Station, Produced]] = []
+        for station, part, values in zip(self.stations, work, found, strict=True):
+            station.lane.fill(part, values, now_s)
+            produced += [(station, p) for p in station.lane.compute(part, self.models.current, self._cycle, tally)]
+        outputs: dict[Target, list[Output]] = {}
+        for _, part in produced:
+            for output in part.outputs:
+                outputs.setdefault((output.topic, part.partition), []).append(output)
+        start = time.perf_counter()
+        pending = await self._publisher.start(outputs)
+        previous = self._tasks[-1] if self._tasks else None
+        task = asyncio.create_task(self._finish(self._cycle, previous, pending, produced, tally, start))
+        task.add_done_callback(lambda _: slots.release())
+        self._tasks.append(task)
+        self._metrics.in_flight.set(len(self._tasks))
+        return True
+
+    @staticmethod
+    async def _read(station: Station, work: Any, now_s: float) -> dict[int, dict[bytes, bytes | None]]:
+        wanted = station.lane.wanted(work, now_s)
+        if not wanted:
+            return {}
+        values = await station.store.read(wanted)
+        return {p: dict(zip(fields, values[p], strict=True)) for p, fields in wanted.items()}
+
+    async def _finish(self, cycle: int, previous: asyncio.Task[None] | None,
+                      pending: Sequence[Pending], produced: list[tuple[Station, Produced]],
+                      tally: Tally, start: float) -> None:  # fmt: skip
+        """Steps 5 to 7, in order of the cycles. A task that failed stays in the list, for the next cycle to find."""
+        positions = await self._publisher.acknowledged(pending)
+        tally.seconds["produce"] = time.perf_counter() - start
+        answered_ms = time.time() * 1000
+        if previous is not None:
+            await previous
+        start = time.perf_counter()
+        for station in self.stations:
+            await self._apply(station, [p for s, p in produced if s is station], positions)
+        tally.seconds["apply"] = time.perf_counter() - start
+        for station in self.stations:
+            station.lane.evict(cycle)
+        self._metrics.settled(tally, answered_ms)
+        self._tasks.remove(asyncio.current_task())  # type: ignore[arg-type]
+
+    async def _apply(self, station: Station, produced: list[Produced], positions: Mapping[Target, int]) -> None:
+        writes, heads = [], {}
+        for part in produced:
+            head, expected = station.heads[part.partition]
+            outputs = {t: positions.get((t, part.partition), o) for t, o in head.outputs.items()}
+            new = self._signed(head.offsets | part.offsets, outputs, station.lane)
+            heads[part.partition] = new, encode_head(new)
+            writes.append(Write(part.partition, expected, heads[part.partition][1], part.fields))
+        if writes:
+            await station.store.apply(writes)
+        station.heads |= heads
+        for partition, (head, _) in heads.items():
+            for topic, offset in head.offsets.items():
+                self.applied[topic, partition] = offset
+
+    # -- stopping and failing -----------------------------------------------------------------------------------
+
+    def _raise_failure(self) -> None:
+        for task in self._tasks:
+            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+
+    @property
+    def waiting(self) -> dict[Target, int]:
+        """Records that are decoded and wait for their time, by the partition they came from."""
+        return {(s.lane.topics[-1], p): n for s in self.stations for p, n in s.lane.waiting().items()}
+
+    async def drain(self, deadline_s: float) -> None:
+        """Wait until every cycle in flight is applied.
+
+        Raises
+        ------
+        TimeoutError
+            If the deadline passes first.
+        HeadraceError
+            If one of them failed.
+        """
+        async with asyncio.timeout(deadline_s):
+            async with self._computing:
+                pass
+            for task in list(self._tasks):
+                await asyncio.shield(task)
+
+    async def abandon(self) -> None:
+        """Give up the cycles in flight and forget all partitions; what they did not apply is read again."""
+        async with self._computing:
+            tasks, self._tasks = self._tasks, []
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for station in self.stations:
+                for partition in station.heads:
+                    station.lane.drop(partition)
+                station.heads.clear()
+            self.applied.clear()
+            self._slots = asyncio.Semaphore(self._in_flight)
+
+
+def failure_cause(error: BaseException) -> str:
+    """A short name for the metrics of what made a pipeline fail."""
+    if isinstance(error, StateConflict):
+        return "conflict"
+    if isinstance(error, ServiceUnavailable):
+        return "unavailable"
+    return "state" if isinstance(error, HeadraceError) else "bug"
+
+
+def _refuse_cold(lane: Lane, partition: int, bounds: Bounds, where: str) -> None:
+    """An empty Redis under committed offsets would score every card as new: never silently."""
+    for topic in lane.topics:
+        committed = bounds.committed.get((topic, partition))
+        if committed is not None and committed > bounds.first.get((topic, partition), 0):
+            raise StateMissing(
+                f"Redis has no state at {where}, but the group has committed offset {committed} of {topic} partition "
+                f"{partition}. Was Redis emptied? Restore it, or start over with another "
+                "redis.namespace and worker.group"
+            )
+
+
+def _check_bounds(lane: Lane, partition: int, head: Head, bounds: Bounds) -> None:
+    for topic in lane.topics:
+        offset, target = head.offsets.get(topic, 0), (topic, partition)
+        first, end = bounds.first.get(target, 0), bounds.end.get(target, offset)
+        if offset > end:
+            raise StateMissing(
+                f"the applied offset {offset} of {topic} partition {partition} lies beyond its end {end}: the topic was "
+                "emptied or recreated. Start over with another redis.namespace and worker.group"
+            )
+        if offset < first:
+            raise StateMissing(
+                f"records {offset} to {first} of {topic} partition {partition} were deleted before they were applied; "
+                "retention must exceed the longest stop. Start over with another "
+                "redis.namespace and worker.group"
+            )

@@ -1,0 +1,142 @@
+"""What a lane is: a set of input topics that share partition numbers and state, and how one cycle passes through it.
+
+A cycle calls, in this order and without another cycle in between: :meth:`Lane.begin` (skip, decode, order),
+:meth:`Lane.wanted` (which Redis fields are missing), :meth:`Lane.fill`, :meth:`Lane.compute` (fold, score, decide).
+Everything here is synchronous; the cycle does the IO.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, Protocol
+
+import msgspec
+
+from features.decode import Bad
+from features.messages import DeadLetter
+
+DEAD_LETTER_BYTES = 65_536
+
+
+class Record(Protocol):
+    """What is used of a Kafka record."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def timestamp(self) -> int: ...
+
+
+Records = Mapping[str, Sequence[Record]]  # of one partition number: topic to records in offset order
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One message to produce, and the record it answers (``source`` is ``topic:partition:offset``)."""
+
+    topic: str
+    key: bytes
+    value: bytes
+    source: str
+
+
+@dataclass(slots=True)
+class Produced:
+    """What one cycle yields for one partition of a lane: messages, new offsets, and state to write."""
+
+    partition: int
+    offsets: dict[str, int]
+    outputs: list[Output] = field(default_factory=list)
+    fields: dict[bytes, bytes] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of one cycle, for the metrics. ``timestamps`` are the Kafka times (ms) of what was answered, by kind."""
+
+    events: dict[str, int] = field(default_factory=dict)
+    actions: dict[str, int] = field(default_factory=dict)
+    dead_letters: dict[str, int] = field(default_factory=dict)
+    alerts: int = 0
+    unknown_fields: int = 0
+    labels_missed: int = 0
+    duplicates: int = 0
+    timestamps: dict[str, list[int]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time of the block to the seconds of a stage."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
+
+    def add(self, counts: dict[str, int], name: str, count: int = 1) -> None:
+        """Add to one of the counters."""
+        if count:
+            counts[name] = counts.get(name, 0) + count
+
+
+class Lane(Protocol):
+    """One kind of decision. ``name`` is part of the state's key; ``topics`` are its inputs."""
+
+    name: str
+    topics: tuple[str, ...]
+    outputs: tuple[str, ...]
+    partitions: int
+    records_max: int
+
+    def begin(self, fetched: Mapping[int, Records], lagging: Mapping[int, bool], tally: Tally) -> Any: ...
+    def wanted(self, work: Any, now_s: float) -> dict[int, list[bytes]]: ...
+    def fill(self, work: Any, values: Mapping[int, Mapping[bytes, bytes | None]], now_s: float) -> None: ...
+    def compute(self, work: Any, models: Any, cycle: int, tally: Tally) -> list[Produced]: ...
+    def resume(self, partition: int, offsets: Mapping[str, int]) -> None: ...
+    def drop(self, partition: int) -> None: ...
+    def evict(self, settled: int) -> None: ...
+    def adopt(self, partition: int, emitted: Mapping[str, Sequence[bytes]]) -> None: ...
+    def waiting(self) -> dict[int, int]: ...
+
+
+def source_id(record: Record) -> str:
+    """The deterministic id of a record: ``topic:partition:offset``."""
+    return f"{record.topic}:{record.partition}:{record.offset}"
+
+
+def dead_letter(record: Record, bad: Bad, topic: str) -> Output:
+    """The dead letter of a record; it always fits the broker's limit, whatever the record's size."""
+    value = record.value or b""
+    key = record.key
+    letter = DeadLetter(
+        dead_letter_id=source_id(record),
+        reason=bad.code,
+        sentence=bad.sentence[:500],
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        length=len(value),
+        sha256=hashlib.sha256(value).hexdigest(),
+        value=base64.b64encode(value[:DEAD_LETTER_BYTES]).decode(),
+        key=None if key is None else base64.b64encode(key[:1024]).decode(),
+    )
+    return Output(topic, letter.dead_letter_id.encode(), msgspec.json.encode(letter), letter.dead_letter_id)
+
+
+def refuse(record: Record, bad: Bad, topic: str, outputs: list[Output], tally: Tally) -> None:
+    """Put a record's dead letter among the outputs and count it."""
+    outputs.append(dead_letter(record, bad, topic))
+    tally.add(tally.dead_letters, bad.code)

@@ -1,0 +1,99 @@
+"""Prometheus metrics of a worker, on one loopback port.
+
+In: tallies of cycles. Out: ``/metrics``. Base units; buckets resolve 1 to 100 ms; no entity id is ever a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from features.errors import SettingsError
+from stream.lane import Tally
+
+_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5,
+            5, 10, 30)  # fmt: skip
+STAGES = ("decode", "read", "features", "model", "encode", "produce", "apply")
+
+
+class Metrics:
+    """All metrics of one worker process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self.stage = Histogram("headrace_stage_seconds", "Time of one cycle in each stage.", ["stage"],
+                               buckets=_BUCKETS, registry=r)  # fmt: skip
+        self.end_to_end = Histogram("headrace_end_to_end_seconds",
+                                    "From a record's Kafka timestamp to its acknowledged answer.", ["kind"],
+                                    buckets=_BUCKETS, registry=r)  # fmt: skip
+        self.events = Counter("headrace_events_total", "Records taken in, good or bad.", ["kind"], registry=r)
+        self.decisions = Counter("headrace_decisions_total", "Decisions by action.", ["action"], registry=r)
+        self.alerts = Counter("headrace_alerts_total", "Decisions that need a person.", registry=r)
+        self.recommendations = Counter("headrace_recommendations_total", "Answered clicks.", registry=r)
+        self.dead_letters = Counter("headrace_dead_letters_total", "Records that could not be decided.", ["reason"],
+                                    registry=r)  # fmt: skip
+        self.unknown_fields = Counter("headrace_unknown_field_records_total",
+                                      "Records with fields that the schema does not know.", registry=r)  # fmt: skip
+        self.duplicates = Counter("headrace_duplicate_transactions_total", "Transactions that repeat an event id.",
+                                  registry=r)  # fmt: skip
+        self.labels_missed = Counter("headrace_labels_missed_total",
+                                     "Labels whose transaction the key entity no longer remembers.",
+                                     registry=r)  # fmt: skip
+        self.lag = Gauge("headrace_consumer_lag_records", "Records not applied yet.", ["topic", "partition"],
+                         registry=r)  # fmt: skip
+        self.model = Gauge("headrace_model_info", "1 for the model version in use.", ["version"], registry=r)
+        self.cache_entities = Gauge("headrace_cache_entities", "Entity rows held in memory.", ["entity"], registry=r)
+        self.cache_bytes = Gauge("headrace_cache_bytes", "Memory of the entity rows.", ["entity"], registry=r)
+        self.redis_errors = Counter("headrace_redis_errors_total", "Failed exchanges with Redis.", registry=r)
+        self.recoveries = Counter("headrace_recoveries_total",
+                                  "Times the worker dropped its state and read it again, by cause.", ["cause"],
+                                  registry=r)  # fmt: skip
+        self.in_flight = Gauge("headrace_cycles_in_flight", "Cycles scored and not yet applied.", registry=r)
+        self.ready = Gauge("headrace_ready", "1 once partitions are assigned and models are loaded.", registry=r)
+
+    def serve(self, host: str, port: int) -> int:
+        """Serve ``/metrics`` (port 0: any free one) in a thread of its own; returns the port.
+
+        Raises
+        ------
+        SettingsError
+            If the port cannot be bound.
+        """
+        try:
+            server, _ = start_http_server(port, host, registry=self.registry)
+        except OSError as error:
+            raise SettingsError([f"worker.metrics_port: {host}:{port} cannot be bound ({error}); set another port, "
+                                 "or 0 for any free one"]) from None  # fmt: skip
+        return int(server.server_port)
+
+    def settled(self, tally: Tally, now_ms: float) -> None:
+        """Count a cycle whose answers are acknowledged and applied."""
+        for kind, count in tally.events.items():
+            self.events.labels(kind).inc(count)
+        for action, count in tally.actions.items():
+            self.decisions.labels(action).inc(count)
+        for reason, count in tally.dead_letters.items():
+            self.dead_letters.labels(reason).inc(count)
+        self.alerts.inc(tally.alerts)
+        self.recommendations.inc(len(tally.timestamps.get("recommendation", ())))
+        self.unknown_fields.inc(tally.unknown_fields)
+        self.duplicates.inc(tally.duplicates)
+        self.labels_missed.inc(tally.labels_missed)
+        for stage, seconds in tally.seconds.items():
+            self.stage.labels(stage).observe(seconds)
+        for kind, timestamps in tally.timestamps.items():
+            observe = self.end_to_end.labels(kind).observe
+            for timestamp in timestamps:
+                observe(max(now_ms - timestamp, 0.0) / 1000)
+
+    def set_lag(self, lag: Mapping[tuple[str, int], int]) -> None:
+        """Records not applied yet, by topic and partition."""
+        for (topic, partition), records in lag.items():
+            self.lag.labels(topic, str(partition)).set(records)
+
+    def set_model(self, version: str) -> None:
+        """The model version in use; the earlier one disappears."""
+        self.model.clear()
+        self.model.labels(version).set(1)

@@ -1,0 +1,98 @@
+"""The models in use, and the watch on the artifact directory that swaps them.
+
+In: the artifact root. Out: :attr:`ModelHolder.current`, replaced whole between two cycles. A new version is verified
+in a child process first, because LightGBM's parser aborts on damaged text; one that fails leaves the old in place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from features.errors import ArtifactError, ArtifactMissing
+from features.neighbours import Neighbours
+from features.scoring import FraudModel
+from stream.metrics import Metrics
+from trainer import artifacts
+
+log = logging.getLogger("headrace.models")
+_VERIFY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One version's models; a part that the artifact does not hold is None."""
+
+    version: str
+    fraud: FraudModel | None
+    neighbours: Neighbours | None
+
+    def warm(self) -> None:
+        """Run everything once, so that no event waits for a compiler."""
+        if self.fraud is not None:
+            row = np.full((1, len(self.fraud.features)), np.nan)
+            self.fraud.score_many(row)
+            self.fraud.reasons(row[0])
+        if self.neighbours is not None:
+            self.neighbours.recommend_many(np.zeros((1, 20), np.uint64), np.ones(1, np.int64), 1)
+
+
+def load_served(root: Path, version: str, schema_hash: str) -> Served:
+    """Load and warm one version.
+
+    Raises
+    ------
+    ArtifactError
+        If it is missing, damaged, or of another feature schema.
+    """
+    artifact = artifacts.load(root, version, schema_hash)
+    served = Served(version, artifact.fraud, artifact.neighbours)
+    served.warm()
+    return served
+
+
+class ModelHolder:
+    """The current models; :meth:`watch` replaces them."""
+
+    def __init__(self, root: Path, schema_hash: str, metrics: Metrics) -> None:
+        self._root = root
+        self._schema_hash = schema_hash
+        self._metrics = metrics
+        self._refused: set[str] = set()
+        version = artifacts.current_version(root)
+        if version is None:
+            raise ArtifactMissing(f"no model is published in {root}; run `headrace train` or `headrace up` first")
+        artifacts.verify_in_child(root, version, schema_hash, _VERIFY_S)
+        self.current = load_served(root, version, schema_hash)
+        metrics.set_model(version)
+
+    async def watch(self, every_s: float) -> None:
+        """Look for a new version every ``every_s`` seconds, for ever."""
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                version = await asyncio.to_thread(artifacts.current_version, self._root)
+                if version is not None and version != self.current.version and version not in self._refused:
+                    await self._swap(version)
+            except (ArtifactError, OSError) as error:
+                log.error("models: %s; version %s stays in use", error, self.current.version)
+
+    async def _swap(self, version: str) -> None:
+        try:
+            await asyncio.to_thread(artifacts.verify_in_child, self._root, version, self._schema_hash, _VERIFY_S)
+            served = await asyncio.to_thread(load_served, self._root, version, self._schema_hash)
+        except ArtifactError:
+            self._refused.add(version)
+            raise
+        kinds = [(old is None) != (new is None) for old, new in ((self.current.fraud, served.fraud),
+                                                                (self.current.neighbours, served.neighbours))]  # fmt: skip
+        if any(kinds):
+            self._refused.add(version)
+            raise ArtifactMissing(f"version {version} does not hold the same kinds of models as {self.current.version}")
+        previous, self.current = self.current.version, served
+        self._metrics.set_model(version)
+        log.info("models: version %s is in use, after %s", version, previous)

@@ -1,0 +1,248 @@
+"""The recommendation lane: each click updates its session and is answered with a list of items.
+
+In: fetched clicks by partition, session state, models. Out: recommendations, dead letters, new state and offsets.
+State owned: the cache of sessions. On redelivery: clicks below the applied offset are skipped; a click whose event id
+is in the session's memory is answered again but not counted twice.
+
+A session's state is its last ``SESSION_ITEMS`` clicks: one version byte, then per click 8 bytes hash of the event id,
+8 bytes hash of the item id and 8 bytes event time in ms, oldest first, little-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from features.decode import Bad, ClickBatch, ClickDecoder, Limits
+from features.errors import StateMismatch
+from features.hashing import hash_strings, partitions_of
+from features.messages import RecommendedItem, Recommendation
+from stream.lane import Output, Produced, Record, Records, Tally, refuse, source_id
+from stream.settings import Settings
+
+SESSION_ITEMS = 20
+SESSION_VERSION = 1
+_CLICK = struct.Struct("<QQq")
+
+
+@dataclass(slots=True)
+class _Session:
+    clicks: list[tuple[int, int, int]]
+    cycle: int = -1
+
+
+@dataclass(slots=True)
+class _Partition:
+    offsets: dict[str, int]
+    done: set[str] = field(default_factory=set)
+    sessions: dict[str, _Session] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Part:
+    partition: int
+    offsets: dict[str, int]
+    outputs: list[Output]
+    records: list[Record]
+    batch: ClickBatch
+
+
+def encode_session(clicks: Sequence[tuple[int, int, int]]) -> bytes:
+    """The bytes of a session's clicks (event hash, item hash, time in ms), oldest first."""
+    return bytes([SESSION_VERSION]) + b"".join([_CLICK.pack(*click) for click in clicks])
+
+
+def decode_session(value: bytes | None) -> list[tuple[int, int, int]]:
+    """The inverse of :func:`encode_session`; ``None`` is a new session.
+
+    Raises
+    ------
+    StateMismatch
+        If the bytes are of another version or length.
+    """
+    if value is None:
+        return []
+    if value[:1] != bytes([SESSION_VERSION]) or (len(value) - 1) % _CLICK.size:
+        raise StateMismatch(f"a session's state ({len(value)} bytes) does not fit version {SESSION_VERSION}")
+    return [click for click in _CLICK.iter_unpack(value[1:])]  # type: ignore[misc]
+
+
+class RecommendLane:
+    """Clicks to recommendations, see the module's text."""
+
+    name = "recommend"
+
+    def __init__(self, settings: Settings) -> None:
+        worker, topics = settings.worker, settings.topics
+        self.partitions = topics.click_partitions
+        self.topics = (topics.clicks,)
+        self.outputs = (topics.recommendations, topics.dead_letters)
+        self.records_max = 3000
+        self._topic_names = topics
+        self._worker = worker
+        self._decode = ClickDecoder(Limits(worker.message_bytes_max, int(worker.ahead_max_s * 1000))).decode
+        self._partitions: dict[int, _Partition] = {}
+
+    def resume(self, partition: int, offsets: Mapping[str, int]) -> None:
+        """Start a partition at the applied ``offsets``; nothing of it is cached."""
+        self._partitions[partition] = _Partition(dict(offsets))
+
+    def drop(self, partition: int) -> None:
+        """Forget a partition: it is lost, or its state ran ahead of what was applied."""
+        self._partitions.pop(partition, None)
+
+    def evict(self, settled: int) -> None:
+        """Hold the sessions to the cache's capacity, least recently used first; unapplied ones stay."""
+        surplus = sum(len(p.sessions) for p in self._partitions.values()) - self._worker.cache_entities
+        for state in self._partitions.values():
+            if surplus <= 0:
+                break
+            for id_ in list(state.sessions)[:surplus]:
+                if state.sessions[id_].cycle > settled:
+                    break
+                del state.sessions[id_]
+                surplus -= 1
+
+    def adopt(self, partition: int, emitted: Mapping[str, Sequence[bytes]]) -> None:
+        """Take note of outputs beyond the applied state: they are not emitted again."""
+        done = self._partitions[partition].done
+        for topic, values in emitted.items():
+            name = "dead_letter_id" if topic == self._topic_names.dead_letters else "recommendation_id"
+            done.update(f"{topic} {msgspec.json.decode(value)[name]}" for value in values)
+
+    def waiting(self) -> dict[int, int]:
+        """Clicks never wait."""
+        return {}
+
+    def begin(self, fetched: Mapping[int, Records], lagging: Mapping[int, bool], tally: Tally) -> list[_Part]:
+        """Skip what is applied, decode, and check the keys."""
+        parts = []
+        topic = self.topics[0]
+        for partition, records in fetched.items():
+            state = self._partitions.get(partition)
+            applied = state.offsets.get(topic, 0) if state else 0
+            fresh = [record for record in records.get(topic, ()) if record.offset >= applied]
+            if state is None or not fresh:
+                continue
+            batch = self._decode([r.value for r in fresh], [r.timestamp for r in fresh])
+            wrong = self._wrong_partition(batch, partition)
+            outputs: list[Output] = []
+            for bad in (*batch.bad, *wrong.values()):
+                refuse(fresh[bad.index], bad, self._topic_names.dead_letters, outputs, tally)
+            if wrong:
+                batch = self._without(batch, set(wrong))
+            tally.add(tally.events, "clicks", len(fresh))
+            tally.unknown_fields += batch.unknown_fields
+            state.offsets = state.offsets | {topic: fresh[-1].offset + 1}
+            parts.append(_Part(partition, dict(state.offsets), outputs, [fresh[i] for i in batch.rows], batch))
+        return parts
+
+    def _wrong_partition(self, batch: ClickBatch, partition: int) -> dict[int, Bad]:
+        """Position in the batch and reason of each click whose key belongs to another partition."""
+        if self._worker.accept_mispartitioned or not batch.rows:
+            return {}
+        keys = [user or session for user, session in zip(batch.user_id, batch.session_id, strict=True)]
+        expected = partitions_of([key.encode() for key in keys], self.partitions)
+        return {
+            int(i): Bad(batch.rows[i], "wrong_partition",
+                f"key {keys[i]!r} (user_id, else session_id) belongs to partition {expected[i]} of {self.partitions}, "
+                f"not {partition}: the producer does not use murmur2 on the key (`headrace repartition`, or set "
+                "worker.accept_mispartitioned)")
+            for i in np.flatnonzero(expected != partition)
+        }  # fmt: skip
+
+    @staticmethod
+    def _without(batch: ClickBatch, dropped: set[int]) -> ClickBatch:
+        keep = [i for i in range(len(batch.rows)) if i not in dropped]
+        columns: dict[str, Any] = {}
+        for name in ("rows", "event_id", "session_id", "user_id", "card_id", "item_id"):
+            column = getattr(batch, name)
+            columns[name] = [column[i] for i in keep]
+        return ClickBatch(**columns, time=batch.time[keep], action=batch.action[keep], bad=batch.bad,
+                          unknown_fields=batch.unknown_fields)  # fmt: skip
+
+    def wanted(self, work: list[_Part], now_s: float) -> dict[int, list[bytes]]:
+        """Redis fields of the sessions that are not cached, by partition."""
+        wanted = {part.partition: [b"session:" + id_.encode() for id_ in self._missing(part)] for part in work}
+        return {partition: fields for partition, fields in wanted.items() if fields}
+
+    def _missing(self, part: _Part) -> list[str]:
+        sessions = self._partitions[part.partition].sessions
+        return [id_ for id_ in dict.fromkeys(part.batch.session_id) if id_ not in sessions]
+
+    def fill(self, work: list[_Part], values: Mapping[int, Mapping[bytes, bytes | None]], now_s: float) -> None:
+        """Take in what was read for :meth:`wanted`."""
+        for part in work:
+            sessions = self._partitions[part.partition].sessions
+            for id_ in self._missing(part):
+                found = values[part.partition][b"session:" + id_.encode()]
+                sessions[id_] = _Session(decode_session(found))
+
+    def compute(self, work: list[_Part], models: Any, cycle: int, tally: Tally) -> list[Produced]:
+        """Fold each click into its session and answer it; the click itself counts in its answer."""
+        total = sum(len(part.records) for part in work)
+        hashes, counts = np.zeros((total, SESSION_ITEMS), np.uint64), np.zeros(total, np.int64)
+        with tally.stage("features"):
+            row = 0
+            for part in work:
+                row = self._fold(part, cycle, hashes, counts, row)
+        with tally.stage("model"):
+            items, scores = models.neighbours.recommend_many(hashes, counts, self._worker.recommendations_k)
+        with tally.stage("encode"):
+            return self._produced(work, models, items, scores, tally)
+
+    def _fold(self, part: _Part, cycle: int, hashes: NDArray[np.uint64], counts: NDArray[np.int64], row: int) -> int:
+        sessions = self._partitions[part.partition].sessions
+        events = hash_strings(part.batch.event_id).tolist()
+        items = hash_strings(part.batch.item_id).tolist()
+        for id_, event, item, time in zip(part.batch.session_id, events, items, part.batch.time.tolist(), strict=True):
+            session = sessions[id_] = sessions.pop(id_)
+            session.cycle = cycle
+            if all(event != click[0] for click in session.clicks):
+                session.clicks = [*session.clicks[1 - SESSION_ITEMS :], (event, item, time)]
+            count = len(session.clicks)
+            hashes[row, :count] = [click[1] for click in session.clicks]
+            counts[row] = count
+            row += 1
+        return row
+
+    def _produced(self, work: list[_Part], models: Any, items: NDArray[np.int32], scores: NDArray[np.float32],
+                  tally: Tally) -> list[Produced]:  # fmt: skip
+        produced, row = [], 0
+        for part in work:
+            state, batch = self._partitions[part.partition], part.batch
+            outputs = list(part.outputs)
+            for i, record in enumerate(part.records):
+                outputs.append(self._answer(record, batch, i, models, items[row].tolist(), scores[row].tolist()))
+                tally.timestamps.setdefault("recommendation", []).append(record.timestamp)
+                row += 1
+            if state.done:
+                outputs = [o for o in outputs if f"{o.topic} {o.source}" not in state.done]
+            fields = {b"session:" + id_.encode(): encode_session(state.sessions[id_].clicks)
+                      for id_ in dict.fromkeys(batch.session_id)}  # fmt: skip
+            produced.append(Produced(part.partition, part.offsets, outputs, fields))
+        return produced
+
+    def _answer(self, record: Record, batch: ClickBatch, i: int, models: Any, items: list[int], scores: list[float]
+                ) -> Output:  # fmt: skip
+        model = models.neighbours
+        source = source_id(record)
+        message = Recommendation(
+            recommendation_id=source,
+            event_id=batch.event_id[i],
+            session_id=batch.session_id[i],
+            user_id=batch.user_id[i],
+            item_id=batch.item_id[i],
+            event_time=int(batch.time[i]),
+            items=[RecommendedItem(item_id=model.item_id(number), score=round(score, 6))
+                   for number, score in zip(items, scores, strict=True) if number >= 0],
+            model_version=models.version,
+        )  # fmt: skip
+        key = batch.user_id[i] or batch.session_id[i]
+        return Output(self._topic_names.recommendations, key.encode(), msgspec.json.encode(message), source)

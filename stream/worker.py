@@ -1,0 +1,235 @@
+"""``headrace worker``: builds the parts, checks the world, and lets Faust run the consumer group.
+
+In: settings and schema. Out: a running process that ends with exit code 0 on SIGTERM, or raises what a user must
+know. Brokers that cannot be reached are waited for, with one line; what a retry cannot mend is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from typing import Any, TypeVar
+
+import faust
+import uvloop
+from aiokafka import AIOKafkaProducer
+from faust.transport.utils import DefaultSchedulingStrategy
+from mode import Service
+from redis.asyncio import Redis
+from yarl import URL
+
+from features.catalogue import build_catalogue
+from features.errors import ArtifactMissing, HeadraceError, ServiceUnavailable, SettingsError
+from features.schema import Schema
+from stream.connections import check_redis, kafka_client_args, kafka_errors, kafka_producer, redis_client
+from stream.consumer import FetchTransport, WorkerContext
+from stream.cycle import Pipeline, Station
+from stream.fraud import FraudLane
+from stream.lane import Lane
+from stream.metrics import Metrics
+from stream.models import ModelHolder
+from stream.publisher import Publisher
+from stream.recommend import RecommendLane
+from stream.settings import KafkaSettings, Settings
+from stream.store import StateStore
+from stream.tails import TailReader
+from stream.topics import check_topics, require_topics
+from stream.vectors import VectorLog
+
+log = logging.getLogger("headrace.worker")
+FAUST_VERSION = "0.15."
+_T = TypeVar("_T")
+_BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+@dataclass(slots=True)
+class Parts:
+    """Everything with a connection, to be closed at the end."""
+
+    redis: Redis
+    producer: AIOKafkaProducer
+    tails: TailReader
+    models: ModelHolder
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.producer.stop()
+        await self.tails.stop()
+        await self.redis.aclose()
+
+
+class _Companion(Service):  # type: ignore[misc]
+    """Lives as long as Faust's app: watches the models, and closes the connections after the consumer stopped."""
+
+    def __init__(self, parts: Parts, poll_s: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._parts = parts
+        self._poll_s = poll_s
+
+    async def on_start(self) -> None:
+        self.add_future(self._parts.models.watch(self._poll_s))
+
+    async def on_shutdown(self) -> None:
+        await self._parts.close()
+
+
+class _Worker(faust.Worker):  # type: ignore[misc]
+    """Faust's worker without its banner, its second of waiting at the end, and its process title."""
+
+    async def _sentinel_task(self) -> None:
+        await asyncio.sleep(0)
+
+    def _setproctitle(self, info: str, *, ident: str = "") -> None:
+        pass
+
+
+async def _patiently(what: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
+    """Try until the service can be reached; say once that it cannot."""
+    tries = 0
+    while True:
+        try:
+            result = await attempt()
+        except ServiceUnavailable as error:
+            if tries == 0:
+                log.warning("%s; waiting for it", error)
+            await asyncio.sleep(_BACKOFF_S[min(tries, len(_BACKOFF_S) - 1)])
+            tries += 1
+            continue
+        if tries:
+            log.warning("%s can be reached now", what)
+        return result
+
+
+async def _connect(settings: Settings, metrics: Metrics, schema_hash: str) -> Parts:
+    models = ModelHolder(settings.artifacts, schema_hash, metrics)
+    redis = redis_client(settings.redis)
+    await _patiently("Redis", lambda: check_redis(redis, settings.redis))
+    await _patiently("Kafka", lambda: _require_topics(settings))
+    producer = await _patiently("Kafka", lambda: _started_producer(settings.kafka))
+    tails = TailReader(settings.kafka)
+    await _patiently("Kafka", tails.start)
+    return Parts(redis, producer, tails, models)
+
+
+async def _require_topics(settings: Settings) -> None:
+    require_topics(await check_topics(settings.kafka, settings.topics))
+
+
+async def _started_producer(kafka: KafkaSettings) -> AIOKafkaProducer:
+    producer = kafka_producer(kafka, linger_ms=0)
+    async with kafka_errors(kafka):
+        try:
+            await producer.start()
+        except BaseException:
+            await producer.stop()
+            raise
+    return producer
+
+
+def _lanes(settings: Settings, schema: Schema, models: ModelHolder) -> list[Lane]:
+    """The lanes that the published models can serve."""
+    lanes: list[Lane] = []
+    if models.current.fraud is not None:
+        directory = settings.worker.vector_log
+        catalogue = build_catalogue(schema.transactions)
+        lanes.append(FraudLane(settings, catalogue, VectorLog(directory) if directory else None))
+    if models.current.neighbours is not None:
+        lanes.append(RecommendLane(settings))
+    if not lanes:
+        raise ArtifactMissing(f"version {models.current.version} holds neither fraud nor recommendation models")
+    return lanes
+
+
+def _app(settings: Settings, loop: asyncio.AbstractEventLoop) -> faust.App:
+    kafka, worker = settings.kafka, settings.worker
+    hosts = [URL(f"kafka://{host.strip()}") for host in kafka.bootstrap.split(",")]
+    return faust.App(
+        worker.group,
+        broker=hosts,
+        broker_credentials=_credentials(kafka),
+        broker_session_timeout=worker.session_timeout_s,
+        broker_heartbeat_interval=max(worker.session_timeout_s / 4, 0.5),
+        broker_request_timeout=max(kafka.request_timeout_s, worker.session_timeout_s),
+        broker_commit_interval=1.0,
+        broker_max_poll_records=worker.cycle_events_max,
+        consumer_max_fetch_size=worker.fetch_bytes_max,
+        consumer_auto_offset_reset="earliest",
+        stream_wait_empty=True,
+        topic_disable_leader=True,
+        web_enabled=False,
+        store="memory://",
+        autodiscover=False,
+        loop=loop,
+        ConsumerScheduler=DefaultSchedulingStrategy,
+    )
+
+
+def _credentials(kafka: KafkaSettings) -> Any:
+    """The credentials in Faust's form; aiokafka's own clients take them from ``kafka_client_args``."""
+    context = kafka_client_args(kafka).get("ssl_context")
+    if kafka.security_protocol.startswith("SASL"):
+        return faust.SASLCredentials(
+            mechanism=kafka.sasl_mechanism,
+            username=kafka.sasl_username,
+            password=kafka.sasl_password,
+            ssl_context=context,
+        )
+    return faust.SSLCredentials(context=context) if context is not None else None
+
+
+def run(settings: Settings, schema: Schema) -> None:
+    """Run one worker until SIGTERM or SIGINT.
+
+    Raises
+    ------
+    HeadraceError
+        If the models, the topics, Redis or the state must not be used.
+    """
+    faust_version = installed_version("faust-streaming")
+    if not faust_version.startswith(FAUST_VERSION):
+        raise SettingsError([f"faust-streaming {faust_version} is installed; this version needs {FAUST_VERSION}x, "
+                             "whose private methods it overrides"])  # fmt: skip
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    metrics = Metrics()
+    port = metrics.serve(settings.worker.metrics_host, settings.worker.metrics_port)
+    log.info("metrics on http://%s:%d/metrics", settings.worker.metrics_host, port)
+    parts = loop.run_until_complete(_connect(settings, metrics, schema.hash))
+    lanes = _lanes(settings, schema, parts.models)
+    stations = [Station(lane, StateStore(parts.redis, settings.redis, settings.worker.group, lane.name), {})
+                for lane in lanes]  # fmt: skip
+    pipeline = Pipeline(stations, Publisher(parts.producer), parts.tails, parts.models, metrics, schema.hash,
+                        settings.worker.cycles_in_flight)  # fmt: skip
+    app = _app(settings, loop)
+    app.transport = FetchTransport(app.conf.broker_consumer, app)
+    app.boot_strategy.enable_kafka_producer = False
+    context = WorkerContext(settings, pipeline, metrics)
+    app.headrace = context
+    for topic in (topic for lane in lanes for topic in lane.topics):
+        app.topics.add(app.topic(topic))
+    # What lives by now lives for ever: later collections need not look at it, and none runs in the middle of a burst
+    # more often than the garbage is worth.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+    worker = _Worker(app, _Companion(parts, settings.worker.model_poll_s), loop=loop, loglevel="WARN", quiet=True,
+                     redirect_stdouts=False, override_logging=False)  # fmt: skip
+    try:
+        worker.execute_from_commandline()
+    except SystemExit as exit_:
+        if context.fatal is not None:
+            raise context.fatal from None
+        if exit_.code:
+            raise HeadraceError("the worker stopped on an error that is no setting's fault; see the log above") from None
+    log.info("stopped")
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """One line per event on stderr; Faust and aiokafka only from warnings up."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("headrace").setLevel(level)
