@@ -89,6 +89,14 @@ def test_missing_topics_and_unreachable_servers_are_named_with_the_way_out(
     assert not any(name.startswith("topic ") for name in found), "nothing is said about what cannot be seen"
 
 
+def test_a_pointer_to_models_that_are_gone_is_found(
+    broker: RunningBroker, embedded_redis: RedisServer, tmp_path: Path
+) -> None:
+    (tmp_path / "CURRENT").write_text("000007\n")
+    finding = _examine(_settings(broker, embedded_redis, tmp_path))["models"]
+    assert not finding.ok and "000007" in finding.text
+
+
 def test_a_redis_that_evicts_is_found(broker: RunningBroker, tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "redis")
     server.start()
