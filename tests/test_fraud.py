@@ -148,6 +148,11 @@ def test_equal_scores_are_alerted_together_or_not_at_all() -> None:
     assert chosen.review == 0.5
 
 
+def test_what_is_more_likely_good_than_not_is_never_blocked() -> None:
+    fraud = np.arange(1000) < 100
+    assert choose_thresholds(np.where(fraud, 0.4, 0.01), fraud).block == 0.5
+
+
 def test_without_a_precise_score_only_what_is_above_every_good_one_is_blocked() -> None:
     score = np.linspace(0, 0.6, 1000)
     chosen = choose_thresholds(score, np.arange(1000) % 50 == 0)

@@ -28,6 +28,7 @@ HOLDOUT_FRAUDS_MIN = 10
 REVIEW_SHARE_MIN = 0.005
 BLOCK_PRECISION = 0.8
 BLOCK_ALERTS_MIN = 20
+BLOCK_SCORE_MIN = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,8 @@ def choose_thresholds(score: Floats, fraud: NDArray[np.bool_]) -> Thresholds:
 
     ``review`` is the lowest score that at most ``max(0.5 %, twice the share of frauds)`` of the transactions reach;
     ``block`` the lowest at which at least 80 % of 20 or more alerts were frauds. Where none is, block lies half-way
-    between the highest score of a good transaction and 1.
+    between the highest score of a good transaction and 1. It is never below ``review`` nor below 0.5: precise as the
+    alerts may be together, one that is more likely good than not should not be blocked.
     """
     order = np.argsort(-score, kind="stable")
     ranked, hits = score[order], np.cumsum(fraud[order])
@@ -162,7 +164,7 @@ def choose_thresholds(score: Floats, fraud: NDArray[np.bool_]) -> Thresholds:
     precise = np.flatnonzero(last & (alerts >= BLOCK_ALERTS_MIN) & (hits >= BLOCK_PRECISION * alerts))
     fallback = (1.0 + float(score[~fraud].max(initial=0.0))) / 2.0
     block = float(ranked[precise[-1]]) if len(precise) else fallback
-    return Thresholds(review, max(review, block))
+    return Thresholds(review, max(review, block, BLOCK_SCORE_MIN))
 
 
 def measure(score: Floats, fraud: NDArray[np.bool_], thresholds: Thresholds) -> dict[str, float | None]:
