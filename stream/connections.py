@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -25,6 +27,7 @@ from features.errors import ServiceUnavailable, SettingsError, StateError
 from stream.settings import KafkaSettings, RedisSettings
 
 _CLIENT_ID = "headrace"
+_LOSS_QUIET_S = 60.0
 _PRODUCE_BATCH_BYTES = 512 * 1024  # half of a broker's default message.max.bytes, which limits a whole batch
 
 
@@ -108,6 +111,37 @@ async def kafka_errors(kafka: KafkaSettings) -> AsyncIterator[None]:
         ) from None
     finally:
         log.removeHandler(words)
+
+
+class _Losses(logging.Handler):
+    """Hears that aiokafka finds no broker any more, and tells it, but not every 100 ms as aiokafka does."""
+
+    def __init__(self, tell: Callable[[str], None], text: str) -> None:
+        super().__init__(logging.ERROR)
+        self._tell = tell
+        self._text = text
+        self._told_s = -_LOSS_QUIET_S
+
+    def emit(self, record: logging.LogRecord) -> None:
+        now_s = time.monotonic()
+        if "Unable to update metadata" in record.getMessage() and now_s - self._told_s >= _LOSS_QUIET_S:
+            self._told_s = now_s
+            self._tell(self._text)
+
+
+@contextmanager
+def kafka_losses(kafka: KafkaSettings, tell: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Says on standard error, or to ``tell``, when a connected client inside the block loses Kafka and waits for it."""
+    handler = _Losses(
+        tell or (lambda text: print(text, file=sys.stderr)),
+        f"headrace: Kafka at {kafka.bootstrap} cannot be reached; waiting for it",
+    )
+    log = logging.getLogger("aiokafka")
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def redis_client(redis: RedisSettings) -> Redis:

@@ -26,7 +26,7 @@ from features.errors import BadEvent, TopicError
 from features.hashing import partitions_of
 from features.messages import Click, label_type, transaction_type
 from features.schema import ID_SEPARATOR, Schema
-from stream.connections import kafka_admin, kafka_consumer, kafka_errors, kafka_producer
+from stream.connections import kafka_admin, kafka_consumer, kafka_errors, kafka_losses, kafka_producer
 from stream.offsets import offset_range
 from stream.outbox import Outbox, Record, by_partition
 from stream.progress import progress_bar
@@ -228,7 +228,8 @@ def run(
             advance(copied.records, *totals)
         await copying
 
-    asyncio.run(main())
+    with kafka_losses(settings.kafka):
+        asyncio.run(main())
     print(
         f"copied {copied.records:,} records to {target} with {count} partitions; {copied.moved:,} had another key or "
         f"partition; {copied.undecodable:,} cannot be decoded and were copied as they are",

@@ -23,7 +23,7 @@ import pyarrow as pa
 from features.errors import HistoryError
 from features.hashing import partitions_of
 from features.schema import Schema
-from stream.connections import kafka_errors, kafka_producer
+from stream.connections import kafka_errors, kafka_losses, kafka_producer
 from stream.malformed import Spoiler
 from stream.outbox import Outbox, Record, by_partition
 from stream.progress import progress_bar
@@ -184,7 +184,8 @@ def run(settings: Settings, timeline: Timeline, *, rate: float | None, malformed
         await sending
 
     try:
-        asyncio.run(main())
+        with kafka_losses(settings.kafka):
+            asyncio.run(main())
     finally:
         said = [f"{count:,} to {topic}" for topic, count in sent.good.items()]
         broken = f", {sent.malformed.total():,} malformed on top" if malformed else ""

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from features.errors import HistoryError, SettingsError
 from features.messages import Alert, DeadLetter, Decision, Recommendation
-from stream.connections import kafka_consumer, kafka_errors
+from stream.connections import kafka_consumer, kafka_errors, kafka_losses
 from stream.offsets import offset_range
 from stream.render import raw_text, render
 from stream.settings import KafkaSettings, Settings, TopicSettings
@@ -215,4 +215,5 @@ def run(
         else:
             console.print(render(message, titles))
 
-    asyncio.run(watch(settings, kind, wanted, show, from_beginning=from_beginning, limit=limit))
+    with kafka_losses(settings.kafka):
+        asyncio.run(watch(settings, kind, wanted, show, from_beginning=from_beginning, limit=limit))

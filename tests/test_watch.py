@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 from features.errors import HistoryError, SettingsError, TopicError
 from features.messages import Action, Alert, DeadLetter, Decision, Reason, Recommendation, RecommendedItem
 from stream.cli import app
+from stream.connections import kafka_losses
+from stream.embedded import Broker
 from stream.render import render
 from stream.settings import KafkaSettings, Settings, TopicSettings
 from stream.watch import Filter, Shown, read_titles, watch
@@ -201,3 +203,30 @@ def test_the_command_prints_one_json_object_per_line(broker: RunningBroker, monk
     result = CliRunner().invoke(app, ["watch", "decisions", *flags])
     assert result.exit_code == 0, result.output
     assert [json.loads(line)["event_id"] for line in result.output.splitlines()] == ["t0", "t1", "t2"]
+
+
+def test_a_broker_that_goes_away_is_told_once_and_waited_for(tmp_path: Path) -> None:
+    server = Broker(tmp_path)
+    server.start()
+    settings = _settings(RunningBroker("embedded", server.bootstrap, idempotence=False))
+    told: list[str] = []
+
+    async def main() -> None:
+        await create_topics(server.bootstrap, {settings.topics.decisions: 2})
+        watching = asyncio.create_task(watch(settings, "decisions", Filter(), lambda *_: None))
+        await asyncio.wait([watching], timeout=1)
+        server.kill()
+        while not told:
+            await asyncio.sleep(0.05)
+        done, _ = await asyncio.wait([watching], timeout=1)
+        assert not done
+        watching.cancel()
+        await asyncio.wait([watching])
+
+    try:
+        with kafka_losses(settings.kafka, told.append):
+            asyncio.run(asyncio.wait_for(main(), timeout=60))
+    finally:
+        server.stop()
+    (line,) = told
+    assert "waiting for it" in line and server.bootstrap in line
