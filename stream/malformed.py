@@ -71,7 +71,7 @@ class Spoiler:
     def __init__(self, target: Target, share: float, seed: int) -> None:
         self._kinds = tuple(kinds(target).values())
         self._share = share
-        self._random = Random(seed)  # noqa: S311 (no secret)
+        self._random = Random(seed)
 
     def spoil(self, value: bytes) -> list[bytes | None]:
         """Nothing, or with the probability ``share`` one broken copy of the message ``value``."""
