@@ -20,6 +20,8 @@ A row decoded from its bytes is equal to the row encoded, bit for bit, in all th
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -61,7 +63,7 @@ def _put_number(out: _U8, at: int, cell: Floats) -> int:
     value = cell[0]
     cents = np.rint(value * 100.0)
     if 0.0 <= cents < _CENTS_MAX and cents / 100.0 == value and not (value == 0.0 and np.signbit(value)):
-        return _put_varint(out, at, 2 * np.int64(cents) + 1)
+        return _put_varint(out, at, 2 * int(cents) + 1)
     out[at] = 0
     return _put_raw(out, at + 1, cell.view(np.uint8))
 
@@ -81,10 +83,10 @@ def _put_events(out: _U8, at: int, ints: Ints, floats: Floats, dims: Ints, hops:
         for j in range(RING):
             if tiles >> j & 1:
                 p = (w * RING + (newest - j) % RING) * stride
-                at = _put_varint(out, at, np.int64(floats[p]))
+                at = _put_varint(out, at, int(floats[p]))
                 for f in range(dims[2]):
                     q = p + 1 + 4 * f
-                    at = _put_varint(out, at, np.int64(floats[q]))
+                    at = _put_varint(out, at, int(floats[q]))
                     if floats[q] > 0.0:
                         at = _put_number(out, at, floats[q + 1 : q + 2])
                     if floats[q] > 1.0:
@@ -108,8 +110,8 @@ def _put_labels(out: _U8, at: int, ints: Ints, floats: Floats, dims: Ints, label
         for j in range(RING):
             if tiles >> j & 1:
                 p = start + (w * RING + (newest - j) % RING) * 2
-                at = _put_signed(out, at, np.int64(floats[p]))
-                at = _put_signed(out, at, np.int64(floats[p + 1]))
+                at = _put_signed(out, at, int(floats[p]))
+                at = _put_signed(out, at, int(floats[p + 1]))
     return at
 
 
@@ -165,7 +167,7 @@ def _encode(rows: Ints, ints: Ints, floats: Floats, dims: Ints, hops: Ints, labe
 def _get_varint(data: _U8, cursor: Ints) -> int:
     value, shift = 0, 0
     while cursor[0] < len(data):
-        byte = np.int64(data[cursor[0]])
+        byte = int(data[cursor[0]])
         cursor[0] += 1
         value |= (byte & 127) << shift
         if byte < 128:
@@ -303,8 +305,7 @@ def encode_rows(layout: Layout, rows: Ints, ints: Ints, floats: Floats) -> list[
     if not len(rows):
         return []
     data = out[: ends[-1]].tobytes()
-    bounds = [0, *ends.tolist()]
-    return [data[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [data[a:b] for a, b in itertools.pairwise([0, *ends.tolist()])]
 
 
 def decode_rows(layout: Layout, values: list[bytes], rows: Ints, ints: Ints, floats: Floats) -> None:
@@ -322,5 +323,6 @@ def decode_rows(layout: Layout, values: list[bytes], rows: Ints, ints: Ints, flo
     if bad >= 0:
         raise StateMismatch(
             f"state of a {layout.entity.name} ({len(values[bad])} bytes, version {values[bad][0]}) does not fit codec "
-            f"version {CODEC_VERSION} and this feature schema; use the schema it was made with, or another redis.namespace"
+            f"version {CODEC_VERSION} and this feature schema; use the schema it was made with, or another "
+            "redis.namespace"
         )

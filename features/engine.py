@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from features import kernel
-from features.catalogue import Catalogue, Layout
+from features import kernel, memory
+from features.catalogue import NEVER, Catalogue, Layout
 from features.kernel import Bytes, Floats, Ints
 
 
@@ -41,7 +41,7 @@ class Rows:
         ints = np.zeros((first + rows, self.layout.ints), np.int64)
         floats = np.zeros((first + rows, self.layout.floats), np.float64)
         ints[:first], floats[:first] = self.ints, self.floats
-        ints[first:, :3] = kernel.NEVER
+        ints[first:, :3] = NEVER
         self.ints, self.floats = ints, floats
         self.free.extend(range(first + rows - 1, first - 1, -1))
 
@@ -54,7 +54,7 @@ class Rows:
     def give_back(self, row: int) -> None:
         """Clear a row and make it free."""
         self.ints[row] = 0
-        self.ints[row, :3] = kernel.NEVER
+        self.ints[row, :3] = NEVER
         self.floats[row] = 0.0
         self.free.append(row)
 
@@ -105,7 +105,7 @@ def fold(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations)
     position, moves = np.zeros(n, np.int64), np.zeros((n, 4), np.int64)
     o = operations
     kernel.event_features(o.time, o.values, o.categories, x)
-    kernel.recall(o.kind, o.time, o.event_hash, o.fraud, o.slots[:, 0], o.entity_hash[:, 1:], key.ints, key.floats,
+    memory.recall(o.kind, o.time, o.event_hash, o.fraud, o.slots[:, 0], o.entity_hash[:, 1:], key.ints, key.floats,
                   key.layout.dims, key.layout.memory_columns, repeat, position, moves, missed, x)  # fmt: skip
     for e, table in enumerate(tables):
         layout = table.layout
@@ -121,5 +121,5 @@ def remember(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operati
     column = catalogue.ratio_column
     ratio: NDArray[np.float64] = folded.x[:, column] if column >= 0 else np.full(len(operations), np.nan)
     key = tables[0]
-    kernel.remember(operations.kind, operations.event_hash, operations.slots[:, 0], folded.repeat, folded.position,
+    memory.remember(operations.kind, operations.event_hash, operations.slots[:, 0], folded.repeat, folded.position,
                     ratio, key.ints, key.floats, key.layout.dims, score, anomaly, action)  # fmt: skip

@@ -1,1 +1,1 @@
-"""Reads Kafka, keeps state in Redis, scores, and publishes decisions. Imports ``features`` and ``trainer``'s artifacts."""
+"""Reads Kafka, keeps state in Redis, scores and publishes. Imports ``features``, and of ``trainer`` the artifacts."""

@@ -13,16 +13,19 @@ import logging
 import os
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import aiokafka
+import faust
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import KafkaError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from features.errors import HeadraceError, ServiceUnavailable, StateConflict
 from stream.cycle import Bounds, Pipeline, failure_cause
 from stream.metrics import Metrics
+from stream.offsets import offset_range
 from stream.publisher import Target
 from stream.settings import Settings
 
@@ -42,12 +45,18 @@ class WorkerContext:
         self.fatal: HeadraceError | None = None
 
 
-class FetchThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
+class HeadraceApp(faust.App):
+    """Faust's app, which carries the worker's own parts to the consumer that Faust builds."""
+
+    context: WorkerContext
+
+
+class FetchThread(driver.AIOKafkaConsumerThread):
     """The thread that owns the aiokafka consumer."""
 
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
-        settings: Settings = self.app.headrace.settings
+        settings = cast(HeadraceApp, self.app).context.settings
         # Faust hard-codes 1,500 ms; a broker that does not wake a waiting fetch would add half of that.
         consumer._fetch_max_wait_ms = settings.worker.fetch_max_wait_ms
         consumer._fetch_max_bytes = settings.worker.fetch_bytes_max * 4
@@ -63,7 +72,7 @@ class FetchThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         return state.position if state is not None and state.has_valid_position else None
 
 
-class FetchConsumer(driver.Consumer):  # type: ignore[misc]
+class FetchConsumer(driver.Consumer):
     """Hands fetches to the pipeline, and commits what it has applied."""
 
     _thread: FetchThread
@@ -71,8 +80,7 @@ class FetchConsumer(driver.Consumer):  # type: ignore[misc]
     @property
     def context(self) -> WorkerContext:
         """The worker's own parts."""
-        context: WorkerContext = self.app.headrace
-        return context
+        return cast(HeadraceApp, self.app).context
 
     def _new_consumer_thread(self) -> FetchThread:
         return FetchThread(self, loop=self.loop, beacon=self.beacon)
@@ -95,11 +103,11 @@ class FetchConsumer(driver.Consumer):  # type: ignore[misc]
         if not assignment:
             return
         committed = await self.seek_to_committed()
-        first = await self.earliest_offsets(*assignment)
-        end = await self.highwaters(*assignment)
+        places = [aiokafka.TopicPartition(tp.topic, tp.partition) for tp in assignment]
+        ranges = await offset_range(self.context.settings.kafka, places)
         bounds = Bounds(
-            first={(tp.topic, tp.partition): offset for tp, offset in first.items()},
-            end={(tp.topic, tp.partition): offset for tp, offset in end.items()},
+            first={(tp.topic, tp.partition): first for tp, (first, _) in ranges.items()},
+            end={(tp.topic, tp.partition): end for tp, (_, end) in ranges.items()},
             committed={(tp.topic, tp.partition): offset for tp, offset in committed.items()},
         )
         wanted: dict[str, set[int]] = {}
@@ -118,11 +126,11 @@ class FetchConsumer(driver.Consumer):  # type: ignore[misc]
         self.context.metrics.recoveries.labels(failure_cause(error)).inc()
         log.warning("%s; retrying, nothing is lost", error)
         for attempt in range(10**9):
-            if self.should_stop or not self.flow_active and attempt:
+            if self.should_stop or (not self.flow_active and attempt):
                 return
             try:
                 await self._take_over()
-            except (ServiceUnavailable, StateConflict, driver.KafkaError, TimeoutError):
+            except (ServiceUnavailable, StateConflict, KafkaError, TimeoutError):
                 await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
                 continue
             except HeadraceError as final:
@@ -143,7 +151,7 @@ class FetchConsumer(driver.Consumer):  # type: ignore[misc]
         pipeline = self.context.pipeline
         while not (self.should_stop or fetcher.should_stop):
             if not self.flow_active:
-                await self.wait(self.can_resume_flow)
+                await self.can_resume_flow.wait()
                 continue
             if self.context.fatal is not None:
                 await asyncio.sleep(_POLL_S)
@@ -173,8 +181,13 @@ class FetchConsumer(driver.Consumer):  # type: ignore[misc]
     def _lagging(self, target: Target) -> bool:
         """Whether more records of a partition are known to exist than were fetched."""
         tp = TP(*target)
-        position, end = self._thread.fetch_position(tp), self.highwater(tp)
-        return position is None or end is None or position < end
+        position, end = self._thread.fetch_position(tp), self._end(tp)
+        return position is None or end < 0 or position < end
+
+    def _end(self, tp: TP) -> int:
+        """The end that the newest fetch told; -1 before the first one."""
+        end = cast("int | None", self.highwater(tp))
+        return -1 if end is None else end
 
     def _pause_or_resume_labels(self, pipeline: Pipeline) -> None:
         waiting = pipeline.waiting
@@ -208,7 +221,7 @@ class FetchConsumer(driver.Consumer):  # type: ignore[misc]
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         self.context.metrics.set_lag(
-            {(tp.topic, tp.partition): max((self.highwater(tp) or 0) - offset, 0) for tp, offset in offsets.items()}
+            {(tp.topic, tp.partition): max(self._end(tp) - offset, 0) for tp, offset in offsets.items()}
         )
         return bool(await super()._commit(offsets))
 
@@ -216,7 +229,7 @@ class FetchConsumer(driver.Consumer):  # type: ignore[misc]
         """Faust's livelock detector watches agents; there are none."""
 
 
-class FetchTransport(driver.Transport):  # type: ignore[misc]
+class FetchTransport(driver.Transport):
     """Faust's Kafka transport with our consumer."""
 
     Consumer = FetchConsumer

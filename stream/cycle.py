@@ -156,7 +156,7 @@ class Pipeline:
             started = False
             try:
                 async with self._computing:
-                    started = await self._compute(now, lambda target, cut=later: target in cut or lagging(target), slots)
+                    started = await self._compute(now, _lagging_after(later, lagging), slots)
             finally:
                 if not started:
                     slots.release()
@@ -179,7 +179,8 @@ class Pipeline:
         if not any(work):
             return False
         with tally.stage("read"):
-            found = await asyncio.gather(*(self._read(s, part, now_s) for s, part in zip(self.stations, work, strict=True)))
+            pairs = zip(self.stations, work, strict=True)
+            found = await asyncio.gather(*(self._read(station, part, now_s) for station, part in pairs))
         produced: list[tuple[Station, Produced]] = []
         for station, part, values in zip(self.stations, work, found, strict=True):
             station.lane.fill(part, values, now_s)
@@ -281,6 +282,11 @@ class Pipeline:
             self._slots = asyncio.Semaphore(self._in_flight)
 
 
+def _lagging_after(cut: Fetched, lagging: Callable[[Target], bool]) -> Callable[[Target], bool]:
+    """A partition also lags when a cycle was cut and the rest of its records comes with the next."""
+    return lambda target: target in cut or lagging(target)
+
+
 def failure_cause(error: BaseException) -> str:
     """A short name for the metrics of what made a pipeline fail."""
     if isinstance(error, StateConflict):
@@ -308,8 +314,8 @@ def _check_bounds(lane: Lane, partition: int, head: Head, bounds: Bounds) -> Non
         first, end = bounds.first.get(target, 0), bounds.end.get(target, offset)
         if offset > end:
             raise StateMissing(
-                f"the applied offset {offset} of {topic} partition {partition} lies beyond its end {end}: the topic was "
-                "emptied or recreated. Start over with another redis.namespace and worker.group"
+                f"the applied offset {offset} of {topic} partition {partition} lies beyond its end {end}: the topic "
+                "was emptied or recreated. Start over with another redis.namespace and worker.group"
             )
         if offset < first:
             raise StateMissing(

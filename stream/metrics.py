@@ -64,8 +64,8 @@ class Metrics:
         try:
             server, _ = start_http_server(port, host, registry=self.registry)
         except OSError as error:
-            raise SettingsError([f"worker.metrics_port: {host}:{port} cannot be bound ({error}); set another port, "
-                                 "or 0 for any free one"]) from None  # fmt: skip
+            problem = f"worker.metrics_port: {host}:{port} cannot be bound ({error}); set another port, or 0 for any"
+            raise SettingsError([problem]) from None
         return int(server.server_port)
 
     def settled(self, tally: Tally, now_ms: float) -> None:

@@ -88,11 +88,10 @@ class ModelHolder:
         except ArtifactError:
             self._refused.add(version)
             raise
-        kinds = [(old is None) != (new is None) for old, new in ((self.current.fraud, served.fraud),
-                                                                (self.current.neighbours, served.neighbours))]  # fmt: skip
-        if any(kinds):
+        old = self.current
+        if (old.fraud is None, old.neighbours is None) != (served.fraud is None, served.neighbours is None):
             self._refused.add(version)
-            raise ArtifactMissing(f"version {version} does not hold the same kinds of models as {self.current.version}")
-        previous, self.current = self.current.version, served
+            raise ArtifactMissing(f"version {version} holds other kinds of models than {old.version}")
+        self.current = served
         self._metrics.set_model(version)
-        log.info("models: version %s is in use, after %s", version, previous)
+        log.info("models: version %s is in use, after %s", version, old.version)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from features.decode import Bad, ClickBatch, ClickDecoder, Limits
 from features.errors import StateMismatch
 from features.hashing import hash_strings, partitions_of
-from features.messages import RecommendedItem, Recommendation
+from features.messages import Recommendation, RecommendedItem
 from stream.lane import Output, Produced, Record, Records, Tally, refuse, source_id
 from stream.settings import Settings
 
@@ -70,7 +70,7 @@ def decode_session(value: bytes | None) -> list[tuple[int, int, int]]:
         return []
     if value[:1] != bytes([SESSION_VERSION]) or (len(value) - 1) % _CLICK.size:
         raise StateMismatch(f"a session's state ({len(value)} bytes) does not fit version {SESSION_VERSION}")
-    return [click for click in _CLICK.iter_unpack(value[1:])]  # type: ignore[misc]
+    return [(event, item, time) for event, item, time in _CLICK.iter_unpack(value[1:])]
 
 
 class RecommendLane:

@@ -78,7 +78,7 @@ class StateStore:
         """The values of fields of several partitions in one round trip; ``HEAD`` is a field like any other."""
         async with redis_errors(self._settings), self._redis.pipeline(transaction=False) as pipe:
             for partition, fields in wanted.items():
-                pipe.hmget(self.key(partition), list(fields))
+                _ = pipe.hmget(self.key(partition), list(fields))
             replies: list[Any] = await pipe.execute()
         return dict(zip(wanted, replies, strict=True))
 
@@ -97,7 +97,7 @@ class StateStore:
                 arguments: list[bytes] = [write.expected, HEAD, write.head]
                 for name, value in write.fields.items():
                     arguments += (name, value)
-                pipe.eval(_APPLY, 1, self.key(write.partition), *arguments)
+                _ = pipe.eval(_APPLY, 1, self.key(write.partition), *arguments)
             replies = await pipe.execute()
         for write, found in zip(writes, replies, strict=True):
             if found:
@@ -123,11 +123,14 @@ def decode_head(value: bytes, *, schema: str, partitions: int, where: str) -> He
     try:
         head = msgspec.json.decode(value, type=Head)
     except msgspec.DecodeError as error:
-        raise StateMismatch(f"the state at {where} has an unreadable head ({error}); start over with another redis.namespace and worker.group") from None
+        raise StateMismatch(
+            f"the state at {where} has an unreadable head ({error}); start over with another redis.namespace and "
+            "worker.group"
+        ) from None
     if head.schema != schema:
         raise StateMismatch(
-            f"the state at {where} is of feature schema {head.schema}, this worker's is {schema}; use the schema it was "
-            "made with, or another redis.namespace and worker.group"
+            f"the state at {where} is of feature schema {head.schema}, this worker's is {schema}; use the schema "
+            "it was made with, or another redis.namespace and worker.group"
         )
     if head.partitions != partitions:
         raise StateMismatch(

@@ -13,6 +13,7 @@ from aiokafka.errors import KafkaError
 
 from features.errors import ServiceUnavailable, StateMissing
 from stream.connections import kafka_consumer, kafka_errors
+from stream.offsets import offset_range
 from stream.publisher import Target
 from stream.settings import KafkaSettings
 
@@ -36,9 +37,8 @@ class TailReader:
 
     async def ends(self, targets: list[Target]) -> dict[Target, int]:
         """The end position of each partition."""
-        async with kafka_errors(self._kafka):
-            ends = await self._consumer.end_offsets([TopicPartition(*target) for target in targets])
-        return {(tp.topic, tp.partition): offset for tp, offset in ends.items()}
+        ranges = await offset_range(self._kafka, [TopicPartition(*target) for target in targets])
+        return {(tp.topic, tp.partition): end for tp, (_, end) in ranges.items()}
 
     async def read(self, positions: Mapping[Target, int]) -> dict[Target, list[bytes]]:
         """The values from each position to the end that the partition has now.

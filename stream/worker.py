@@ -27,7 +27,7 @@ from features.catalogue import build_catalogue
 from features.errors import ArtifactMissing, HeadraceError, ServiceUnavailable, SettingsError
 from features.schema import Schema
 from stream.connections import check_redis, kafka_client_args, kafka_errors, kafka_producer, redis_client
-from stream.consumer import FetchTransport, WorkerContext
+from stream.consumer import FetchTransport, HeadraceApp, WorkerContext
 from stream.cycle import Pipeline, Station
 from stream.fraud import FraudLane
 from stream.lane import Lane
@@ -63,7 +63,7 @@ class Parts:
         await self.redis.aclose()
 
 
-class _Companion(Service):  # type: ignore[misc]
+class _Companion(Service):
     """Lives as long as Faust's app: watches the models, and closes the connections after the consumer stopped."""
 
     def __init__(self, parts: Parts, poll_s: float, **kwargs: Any) -> None:
@@ -72,13 +72,13 @@ class _Companion(Service):  # type: ignore[misc]
         self._poll_s = poll_s
 
     async def on_start(self) -> None:
-        self.add_future(self._parts.models.watch(self._poll_s))
+        _ = self.add_future(self._parts.models.watch(self._poll_s))
 
     async def on_shutdown(self) -> None:
         await self._parts.close()
 
 
-class _Worker(faust.Worker):  # type: ignore[misc]
+class _Worker(faust.Worker):
     """Faust's worker without its banner, its second of waiting at the end, and its process title."""
 
     async def _sentinel_task(self) -> None:
@@ -145,10 +145,10 @@ def _lanes(settings: Settings, schema: Schema, models: ModelHolder) -> list[Lane
     return lanes
 
 
-def _app(settings: Settings, loop: asyncio.AbstractEventLoop) -> faust.App:
+def _app(settings: Settings, loop: asyncio.AbstractEventLoop) -> HeadraceApp:
     kafka, worker = settings.kafka, settings.worker
     hosts = [URL(f"kafka://{host.strip()}") for host in kafka.bootstrap.split(",")]
-    return faust.App(
+    return HeadraceApp(
         worker.group,
         broker=hosts,
         broker_credentials=_credentials(kafka),
@@ -192,8 +192,10 @@ def run(settings: Settings, schema: Schema) -> None:
     """
     faust_version = installed_version("faust-streaming")
     if not faust_version.startswith(FAUST_VERSION):
-        raise SettingsError([f"faust-streaming {faust_version} is installed; this version needs {FAUST_VERSION}x, "
-                             "whose private methods it overrides"])  # fmt: skip
+        problem = (
+            f"faust-streaming {faust_version} is installed, but {FAUST_VERSION}x is needed, whose internals are used"
+        )
+        raise SettingsError([problem])
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     metrics = Metrics()
@@ -209,7 +211,7 @@ def run(settings: Settings, schema: Schema) -> None:
     app.transport = FetchTransport(app.conf.broker_consumer, app)
     app.boot_strategy.enable_kafka_producer = False
     context = WorkerContext(settings, pipeline, metrics)
-    app.headrace = context
+    app.context = context
     for topic in (topic for lane in lanes for topic in lane.topics):
         app.topics.add(app.topic(topic))
     # What lives by now lives for ever: later collections need not look at it, and none runs in the middle of a burst
@@ -225,7 +227,7 @@ def run(settings: Settings, schema: Schema) -> None:
         if context.fatal is not None:
             raise context.fatal from None
         if exit_.code:
-            raise HeadraceError("the worker stopped on an error that is no setting's fault; see the log above") from None
+            raise HeadraceError("the worker stopped on an error that no setting mends; see the log above") from None
     log.info("stopped")
 
 
