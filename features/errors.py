@@ -16,6 +16,7 @@
     │   └── StateMismatch          state of another feature schema or partition count
     ├── TopicError             topics that are missing or of the wrong shape
     ├── ServiceUnavailable     Kafka or Redis cannot be reached (worth a retry)
+    │   └── RedisUnavailable       Redis it is
     └── BadEvent               one input record that cannot be decided; becomes a dead letter
 
 A message names the value, the limit and the way out.
@@ -84,6 +85,10 @@ class TopicError(HeadraceError):
 
 class ServiceUnavailable(HeadraceError):
     """Kafka or Redis cannot be reached; worth a retry."""
+
+
+class RedisUnavailable(ServiceUnavailable):
+    """Redis cannot be reached, or refused a command."""
 
 
 class BadEvent(HeadraceError):

@@ -23,7 +23,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
-from features.errors import ServiceUnavailable, SettingsError, StateError
+from features.errors import RedisUnavailable, ServiceUnavailable, SettingsError, StateError
 from stream.settings import KafkaSettings, RedisSettings
 
 _CLIENT_ID = "headrace"
@@ -185,7 +185,7 @@ async def redis_errors(redis: RedisSettings) -> AsyncIterator[None]:
         else:
             hint = "is it running, and is redis.url right?"
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ServiceUnavailable(f"Redis at {where} cannot be used: {reason.rstrip('.')}; {hint}") from None
+        raise RedisUnavailable(f"Redis at {where} cannot be used: {reason.rstrip('.')}; {hint}") from None
 
 
 async def eviction_policy(client: Redis) -> str:

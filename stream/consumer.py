@@ -22,7 +22,7 @@ from aiokafka.errors import KafkaError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from features.errors import HeadraceError, ServiceUnavailable, StateConflict
+from features.errors import HeadraceError, RedisUnavailable, ServiceUnavailable, StateConflict
 from stream.cycle import Bounds, Pipeline, failure_cause
 from stream.metrics import Metrics
 from stream.offsets import offset_range
@@ -32,6 +32,7 @@ from stream.settings import Settings
 log = logging.getLogger("headrace.worker")
 _POLL_S = 0.25  # longest wait of one fetch, so that a failed cycle or a stop is noticed
 _BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
+_RETRIED = (ServiceUnavailable, StateConflict, KafkaError)
 _LABELS_WAITING_MAX = 20_000  # per partition; above it the partition is paused
 
 
@@ -77,6 +78,11 @@ class FetchConsumer(driver.Consumer):
 
     _thread: FetchThread
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._taking_over = asyncio.Lock()
+        self._lost: BaseException | None = None  # why the partitions must be taken over again
+
     @property
     def context(self) -> WorkerContext:
         """The worker's own parts."""
@@ -91,13 +97,17 @@ class FetchConsumer(driver.Consumer):
         """Take over the assigned partitions and seek them to what Redis says is applied."""
         try:
             await self._take_over()
-        except (ServiceUnavailable, StateConflict) as error:
-            await self._recover(error)
+        except (*_RETRIED, TimeoutError) as error:
+            self._lost = error  # the fetching loop tries again, as soon as Faust lets it
         except HeadraceError as error:
             self._stop_for(error)
 
     async def _take_over(self) -> None:
-        assignment = sorted(self.assignment())
+        async with self._taking_over:
+            await self._take_over_all(sorted(self.assignment()))
+            self._lost = None
+
+    async def _take_over_all(self, assignment: Sequence[TP]) -> None:
         pipeline = self.context.pipeline
         await pipeline.abandon()
         if not assignment:
@@ -121,23 +131,23 @@ class FetchConsumer(driver.Consumer):
         log.info("reading %s", ", ".join(f"{tp.topic}-{tp.partition}@{seeks[tp.topic, tp.partition]}"
                                          for tp in assignment))  # fmt: skip
 
-    async def _recover(self, error: BaseException) -> None:
+    async def _regain(self, error: BaseException) -> None:
         """Let go of everything and take it over again, for as long as it takes; says so once."""
         self.context.metrics.recoveries.labels(failure_cause(error)).inc()
+        if isinstance(error, RedisUnavailable):
+            self.context.metrics.redis_errors.inc()
         log.warning("%s; retrying, nothing is lost", error)
-        for attempt in range(10**9):
-            if self.should_stop or (not self.flow_active and attempt):
-                return
+        tries = 0
+        while self.flow_active and not self.should_stop:
+            tries += 1
             try:
                 await self._take_over()
-            except (ServiceUnavailable, StateConflict, KafkaError, TimeoutError):
-                await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
+            except (*_RETRIED, TimeoutError) as again:
+                if isinstance(again, RedisUnavailable):
+                    self.context.metrics.redis_errors.inc()
+                await asyncio.sleep(_BACKOFF_S[min(tries, len(_BACKOFF_S)) - 1])
                 continue
-            except HeadraceError as final:
-                self._stop_for(final)
-                return
-            if attempt:
-                log.warning("back again after %d tries", attempt + 1)
+            log.warning("back again after %d tries", tries)
             return
 
     def _stop_for(self, error: HeadraceError) -> None:
@@ -148,22 +158,22 @@ class FetchConsumer(driver.Consumer):
     # -- fetching -----------------------------------------------------------------------------------------------
 
     async def _drain_messages(self, fetcher: Any) -> None:
-        pipeline = self.context.pipeline
         while not (self.should_stop or fetcher.should_stop):
             if not self.flow_active:
                 await self.can_resume_flow.wait()
-                continue
-            if self.context.fatal is not None:
+            elif self.context.fatal is not None:
                 await asyncio.sleep(_POLL_S)
-                continue
-            try:
-                await self._one_fetch(pipeline)
-            except (ServiceUnavailable, StateConflict) as error:
-                await self._recover(error)
-            except HeadraceError as error:
-                self._stop_for(error)
-            except self.consumer_stopped_errors:
-                return
+            else:
+                try:
+                    if self._lost is not None:
+                        await self._regain(self._lost)
+                    await self._one_fetch(self.context.pipeline)
+                except _RETRIED as error:
+                    self._lost = error
+                except HeadraceError as error:
+                    self._stop_for(error)
+                except self.consumer_stopped_errors:
+                    return
 
     async def _one_fetch(self, pipeline: Pipeline) -> None:
         generation = self.app.consumer_generation_id
@@ -172,7 +182,7 @@ class FetchConsumer(driver.Consumer):
             await asyncio.sleep(0.02)
             return
         fetched = await self._getmany(active_partitions=active, timeout=_POLL_S)
-        if not self.flow_active or generation != self.app.consumer_generation_id:
+        if self._lost is not None or not self.flow_active or generation != self.app.consumer_generation_id:
             return  # a rebalance began; perform_seek reads these again
         records: dict[Target, Sequence[Any]] = {(tp.topic, tp.partition): found for tp, found in fetched.items()}
         await pipeline.process(records, self._lagging)
@@ -220,9 +230,9 @@ class FetchConsumer(driver.Consumer):
         return self.context.pipeline.applied.get((tp.topic, tp.partition))
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
-        self.context.metrics.set_lag(
-            {(tp.topic, tp.partition): max(self._end(tp) - offset, 0) for tp, offset in offsets.items()}
-        )
+        metrics, pipeline = self.context.metrics, self.context.pipeline
+        metrics.set_lag({(tp.topic, tp.partition): max(self._end(tp) - offset, 0) for tp, offset in offsets.items()})
+        metrics.set_caches({name: held for station in pipeline.stations for name, held in station.lane.held().items()})
         return bool(await super()._commit(offsets))
 
     def verify_event_path(self, now: float, tp: TP) -> None:

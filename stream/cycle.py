@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from features.errors import HeadraceError, ServiceUnavailable, StateConflict, StateMissing
+from features.errors import RedisUnavailable, StateConflict, StateMissing
 from stream.lane import Lane, Output, Produced, Record, Tally
 from stream.metrics import Metrics
 from stream.publisher import Pending, Publisher, Target
@@ -73,6 +73,7 @@ class Pipeline:
         self._cycle = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._computing = asyncio.Lock()
+        self._accepting = False
 
     # -- taking partitions over ---------------------------------------------------------------------------------
 
@@ -92,6 +93,7 @@ class Pipeline:
                     del self.applied[target]
             if partitions:
                 seeks |= await self._take_over(station, partitions, bounds)
+        self._accepting = True
         return seeks
 
     async def _take_over(self, station: Station, partitions: list[int], bounds: Bounds) -> dict[Target, int]:
@@ -167,6 +169,8 @@ class Pipeline:
     async def _compute(self, fetched: Fetched, lagging: Callable[[Target], bool], slots: asyncio.Semaphore) -> bool:
         """Steps 1 to 4 of one cycle; whether there was anything to do, and so a task that will free the slot."""
         self._raise_failure()
+        if not self._accepting:
+            return False  # given up while the fetch waited for its turn; whoever takes over reads it again
         tally, now_s = Tally(), time.monotonic()
         self._cycle += 1
         work = []
@@ -252,7 +256,7 @@ class Pipeline:
         return {(s.lane.topics[-1], p): n for s in self.stations for p, n in s.lane.waiting().items()}
 
     async def drain(self, deadline_s: float) -> None:
-        """Wait until every cycle in flight is applied.
+        """Take no more records, and wait until every cycle in flight is applied.
 
         Raises
         ------
@@ -263,13 +267,14 @@ class Pipeline:
         """
         async with asyncio.timeout(deadline_s):
             async with self._computing:
-                pass
+                self._accepting = False
             for task in list(self._tasks):
                 await asyncio.shield(task)
 
     async def abandon(self) -> None:
         """Give up the cycles in flight and forget all partitions; what they did not apply is read again."""
         async with self._computing:
+            self._accepting = False
             tasks, self._tasks = self._tasks, []
             for task in tasks:
                 task.cancel()
@@ -291,9 +296,7 @@ def failure_cause(error: BaseException) -> str:
     """A short name for the metrics of what made a pipeline fail."""
     if isinstance(error, StateConflict):
         return "conflict"
-    if isinstance(error, ServiceUnavailable):
-        return "unavailable"
-    return "state" if isinstance(error, HeadraceError) else "bug"
+    return "redis" if isinstance(error, RedisUnavailable) else "kafka"
 
 
 def _refuse_cold(lane: Lane, partition: int, bounds: Bounds, where: str) -> None:

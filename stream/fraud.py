@@ -89,6 +89,10 @@ class FraudLane:
         """How many labels wait, by partition."""
         return {partition: len(state.labels) for partition, state in self._intake.partitions.items() if state.labels}
 
+    def held(self) -> dict[str, tuple[int, int]]:
+        """Rows and bytes of each entity's cache."""
+        return {cache.layout.entity.name: (len(cache), cache.rows.nbytes) for cache in self.caches}
+
     def begin(self, fetched: Mapping[int, Records], lagging: Mapping[int, bool], tally: Tally) -> list[Part]:
         """Skip what is applied, decode, check the keys, and put transactions and labels in order."""
         return self._intake.take(fetched, lagging, tally)

@@ -93,6 +93,12 @@ class Metrics:
         for (topic, partition), records in lag.items():
             self.lag.labels(topic, str(partition)).set(records)
 
+    def set_caches(self, held: Mapping[str, tuple[int, int]]) -> None:
+        """Rows and bytes of each cache, by entity."""
+        for entity, (rows, size) in held.items():
+            self.cache_entities.labels(entity).set(rows)
+            self.cache_bytes.labels(entity).set(size)
+
     def set_model(self, version: str) -> None:
         """The model version in use; the earlier one disappears."""
         self.model.clear()

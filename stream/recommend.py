@@ -120,6 +120,11 @@ class RecommendLane:
         """Clicks never wait."""
         return {}
 
+    def held(self) -> dict[str, tuple[int, int]]:
+        """Sessions held, and the bytes of their clicks."""
+        sessions = [session for state in self._partitions.values() for session in state.sessions.values()]
+        return {"session": (len(sessions), sum(len(session.clicks) for session in sessions) * _CLICK.size)}
+
     def begin(self, fetched: Mapping[int, Records], lagging: Mapping[int, bool], tally: Tally) -> list[_Part]:
         """Skip what is applied, decode, and check the keys."""
         parts = []

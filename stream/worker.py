@@ -26,7 +26,8 @@ from yarl import URL
 from features.catalogue import build_catalogue
 from features.errors import ArtifactMissing, HeadraceError, ServiceUnavailable, SettingsError
 from features.schema import Schema
-from stream.connections import check_redis, kafka_client_args, kafka_errors, kafka_producer, redis_client
+from features.warm import warm
+from stream.connections import check_redis, kafka_client_args, kafka_errors, kafka_losses, kafka_producer, redis_client
 from stream.consumer import FetchTransport, HeadraceApp, WorkerContext
 from stream.cycle import Pipeline, Station
 from stream.fraud import FraudLane
@@ -198,6 +199,7 @@ def run(settings: Settings, schema: Schema) -> None:
         raise SettingsError([problem])
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
+    warm()
     metrics = Metrics()
     port = metrics.serve(settings.worker.metrics_host, settings.worker.metrics_port)
     log.info("metrics on http://%s:%d/metrics", settings.worker.metrics_host, port)
@@ -222,7 +224,8 @@ def run(settings: Settings, schema: Schema) -> None:
     worker = _Worker(app, _Companion(parts, settings.worker.model_poll_s), loop=loop, loglevel="WARN", quiet=True,
                      redirect_stdouts=False, override_logging=False)  # fmt: skip
     try:
-        worker.execute_from_commandline()
+        with kafka_losses(settings.kafka, log.warning):
+            worker.execute_from_commandline()
     except SystemExit as exit_:
         if context.fatal is not None:
             raise context.fatal from None
@@ -235,3 +238,5 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     """One line per event on stderr; Faust and aiokafka only from warnings up."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("headrace").setLevel(level)
+    # A lost broker is told in one line by kafka_losses; aiokafka would tell it ten times a second.
+    logging.getLogger("aiokafka").propagate = False

@@ -1,0 +1,49 @@
+"""Compiles every kernel once, so that no event waits for a compiler. ``make setup`` runs it; a worker does at start.
+
+The compiled code is cached beside the source (or in ``NUMBA_CACHE_DIR``), so the second time costs a load only. One
+run serves every schema: the kernels take shapes as values, not as types.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from features import engine
+from features.catalogue import build_catalogue
+from features.codec import decode_rows, encode_rows
+from features.engine import Operations, Rows
+from features.hashing import hash_strings, partitions_of
+from features.kernel import LABEL, TRANSACTION
+from features.schema import load_schema
+
+
+def warm() -> None:
+    """Run a transaction and its label through everything that is compiled."""
+    catalogue = build_catalogue(load_schema().transactions)
+    tables = tuple(Rows(layout, 2) for layout in catalogue.layouts)
+    entities = len(tables)
+    hashes = hash_strings(["a", "a"]).view(np.int64)
+    slots = np.zeros((2, entities), np.int64)
+    operations = Operations(
+        kind=np.array([TRANSACTION, LABEL], np.int8),
+        time=np.array([1_600_000_000_000, 1_600_000_000_001], np.int64),
+        event_hash=hashes,
+        values=np.ones((2, len(catalogue.schema.numeric))),
+        categories=np.ones((2, len(catalogue.schema.categorical))),
+        fraud=np.array([0, 1], np.int8),
+        entity_hash=np.stack([hashes] * entities, axis=1),
+        slots=slots,
+        views=slots,
+    )
+    folded = engine.fold(catalogue, tables, operations)
+    engine.remember(catalogue, tables, operations, folded, np.zeros(2), np.zeros(2), np.zeros(2, np.int8))
+    rows = np.zeros(1, np.int64)
+    for table in tables:
+        values = encode_rows(table.layout, rows, table.ints, table.floats)
+        decode_rows(table.layout, values, rows + 1, table.ints, table.floats)
+        table.merge(rows, 1)
+    partitions_of([b"a"], 1)
+
+
+if __name__ == "__main__":
+    warm()
