@@ -26,6 +26,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from features.errors import RedisUnavailable, ServiceUnavailable, SettingsError, StateError
 from stream.settings import KafkaSettings, RedisSettings
 
+RedisClient = Redis
 _CLIENT_ID = "headrace"
 _LOSS_QUIET_S = 60.0
 _PRODUCE_BATCH_BYTES = 512 * 1024  # half of a broker's default message.max.bytes, which limits a whole batch

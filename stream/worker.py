@@ -20,14 +20,21 @@ import uvloop
 from aiokafka import AIOKafkaProducer
 from faust.transport.utils import DefaultSchedulingStrategy
 from mode import Service
-from redis.asyncio import Redis
 from yarl import URL
 
 from features.catalogue import build_catalogue
 from features.errors import ArtifactMissing, HeadraceError, ServiceUnavailable, SettingsError
 from features.schema import Schema
 from features.warm import warm
-from stream.connections import check_redis, kafka_client_args, kafka_errors, kafka_losses, kafka_producer, redis_client
+from stream.connections import (
+    RedisClient,
+    check_redis,
+    kafka_client_args,
+    kafka_errors,
+    kafka_losses,
+    kafka_producer,
+    redis_client,
+)
 from stream.consumer import FetchTransport, HeadraceApp, WorkerContext
 from stream.cycle import Pipeline, Station
 from stream.fraud import FraudLane
@@ -52,7 +59,7 @@ _BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 class Parts:
     """Everything with a connection, to be closed at the end."""
 
-    redis: Redis
+    redis: RedisClient
     producer: AIOKafkaProducer
     tails: TailReader
     models: ModelHolder
