@@ -364,7 +364,7 @@ def test_a_label_column_that_the_schema_maps_must_be_there(tmp_path: Path) -> No
                    "TX_AMOUNT": [1.0]}
     )  # fmt: skip
     with pytest.raises(HistoryError, match="'TX_FRAUD'"):
-        read(path, example("handbook.toml").transactions)
+        read(path, load_schema([Path(__file__).parents[1] / "examples" / "handbook.toml"]).transactions)
 
 
 def test_a_file_that_is_not_what_its_name_says_is_unreadable(tmp_path: Path) -> None:
