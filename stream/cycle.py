@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,9 @@ from stream.metrics import Metrics
 from stream.publisher import Pending, Publisher, Target
 from stream.store import HEAD, Head, StateStore, Write, decode_head, encode_head
 from stream.tails import TailReader
+
+log = logging.getLogger("headrace.worker")
+_WARN_EVERY_S = 60.0
 
 Fetched = Mapping[Target, Sequence[Record]]
 
@@ -73,6 +77,8 @@ class Pipeline:
         self._cycle = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._computing = asyncio.Lock()
+        self._misplaced = 0
+        self._warn_after_s = 0.0
         self._accepting = False
 
     # -- taking partitions over ---------------------------------------------------------------------------------
@@ -226,7 +232,19 @@ class Pipeline:
         for station in self.stations:
             station.lane.evict(cycle)
         self._metrics.settled(tally, answered_ms)
+        self._warn_wrong_partition(tally.dead_letters.get("wrong_partition", 0))
         self._tasks.remove(asyncio.current_task())  # type: ignore[arg-type]
+
+    def _warn_wrong_partition(self, count: int) -> None:
+        """A producer with another partitioner would split the state of its keys; that must not go unseen."""
+        self._misplaced += count
+        if count and time.monotonic() >= self._warn_after_s:
+            log.error(
+                "%d records lie in another partition than murmur2 of their key gives and became dead letters: a "
+                "producer uses another partitioner. See `headrace watch dead-letters --reason wrong_partition`; "
+                "`headrace repartition` copies a topic as it must be", self._misplaced,
+            )  # fmt: skip
+            self._warn_after_s = time.monotonic() + _WARN_EVERY_S
 
     async def _apply(self, station: Station, produced: list[Produced], positions: Mapping[Target, int]) -> None:
         writes, heads = [], {}
