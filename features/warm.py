@@ -12,8 +12,10 @@ from features import engine
 from features.catalogue import build_catalogue
 from features.codec import decode_rows, encode_rows
 from features.engine import Operations, Rows
+from features.forest import FlatForest
 from features.hashing import hash_strings, partitions_of
 from features.kernel import LABEL, TRANSACTION
+from features.neighbours import Neighbours
 from features.schema import load_schema
 
 
@@ -43,6 +45,19 @@ def warm() -> None:
         decode_rows(table.layout, values, rows + 1, table.ints, table.floats)
         table.merge(rows, 1)
     partitions_of([b"a"], 1)
+    _warm_models()
+
+
+def _warm_models() -> None:
+    """A forest of one leaf, and a recommender of one session with one item."""
+    zero, one = np.zeros(1), np.ones(1)
+    roots, leaf = np.array([0, 1], np.int32), np.zeros(1, np.int32)
+    forest = FlatForest(roots, leaf - 1, zero, leaf, leaf, one, one, np.zeros(1, np.float32), np.array([0.0, 1.0]))
+    forest.anomaly(np.zeros((1, 1)))
+    bounds, single = np.array([0, 1]), np.ones(1, np.float32)
+    model = Neighbours(np.frombuffer(b"a", np.uint8), bounds, single, single, bounds, leaf, leaf, bounds, leaf, single,
+                       np.ones(5))  # fmt: skip
+    model.recommend_many(hash_strings(["a"]).reshape(1, 1), np.ones(1, np.int64), 1)
 
 
 if __name__ == "__main__":
