@@ -23,6 +23,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from features.errors import HeadraceError, RedisUnavailable, ServiceUnavailable, StateConflict
+from stream.connections import kafka_client_args
 from stream.cycle import Bounds, Pipeline, failure_cause
 from stream.metrics import Metrics
 from stream.offsets import offset_range
@@ -31,6 +32,7 @@ from stream.settings import Settings
 
 log = logging.getLogger("headrace.worker")
 _POLL_S = 0.25  # longest wait of one fetch, so that a failed cycle or a stop is noticed
+_POLL_INTERVAL_MS = 3_600_000  # a recovery may take as long as Redis is away; a dead worker misses heartbeats
 _BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 _RETRIED = (ServiceUnavailable, StateConflict, KafkaError)
 _LABELS_WAITING_MAX = 20_000  # per partition; above it the partition is paused
@@ -56,15 +58,27 @@ class FetchThread(driver.AIOKafkaConsumerThread):
     """The thread that owns the aiokafka consumer."""
 
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
-        consumer = super()._create_worker_consumer(transport)
+        """Our own settings instead of Faust's: it hard-codes a wait of 1,500 ms, and assigns by round robin.
+
+        Partition n of transactions and of labels share state, so one worker must get both. The range assignor gives
+        equal partition numbers of topics with equal counts to the same member; round robin does not.
+        """
         settings = cast(HeadraceApp, self.app).context.settings
-        # Faust hard-codes 1,500 ms; a broker that does not wake a waiting fetch would add half of that.
-        consumer._fetch_max_wait_ms = settings.worker.fetch_max_wait_ms
-        consumer._fetch_max_bytes = settings.worker.fetch_bytes_max * 4
-        # Partition n of transactions and of labels share state, so one worker must get both: the range assignor
-        # gives equal partition numbers of topics with equal counts to the same member. Round robin does not.
-        consumer._partition_assignment_strategy = (RangePartitionAssignor,)
-        return consumer
+        worker = settings.worker
+        return aiokafka.AIOKafkaConsumer(
+            **kafka_client_args(settings.kafka),
+            group_id=worker.group,
+            partition_assignment_strategy=[RangePartitionAssignor],
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_poll_records=worker.cycle_events_max,
+            max_poll_interval_ms=_POLL_INTERVAL_MS,
+            fetch_max_wait_ms=worker.fetch_max_wait_ms,
+            max_partition_fetch_bytes=worker.fetch_bytes_max,
+            session_timeout_ms=int(worker.session_timeout_s * 1000),
+            rebalance_timeout_ms=int(worker.session_timeout_s * 1000),
+            heartbeat_interval_ms=int(worker.session_timeout_s * 250),
+        )
 
     def fetch_position(self, tp: TP) -> int | None:
         """The offset that the next fetch of a partition will return, past control records and gaps; None: unknown."""

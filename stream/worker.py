@@ -29,7 +29,6 @@ from features.warm import warm
 from stream.connections import (
     RedisClient,
     check_redis,
-    kafka_client_args,
     kafka_errors,
     kafka_losses,
     kafka_producer,
@@ -154,19 +153,14 @@ def _lanes(settings: Settings, schema: Schema, models: ModelHolder) -> list[Lane
 
 
 def _app(settings: Settings, loop: asyncio.AbstractEventLoop) -> HeadraceApp:
+    """Faust's app: the group's lifecycle. The consumer takes its own settings, see :mod:`stream.consumer`."""
     kafka, worker = settings.kafka, settings.worker
-    hosts = [URL(f"kafka://{host.strip()}") for host in kafka.bootstrap.split(",")]
     return HeadraceApp(
         worker.group,
-        broker=hosts,
-        broker_credentials=_credentials(kafka),
+        broker=[URL(f"kafka://{host.strip()}") for host in kafka.bootstrap.split(",")],
         broker_session_timeout=worker.session_timeout_s,
-        broker_heartbeat_interval=max(worker.session_timeout_s / 4, 0.5),
         broker_request_timeout=max(kafka.request_timeout_s, worker.session_timeout_s),
         broker_commit_interval=1.0,
-        broker_max_poll_records=worker.cycle_events_max,
-        consumer_max_fetch_size=worker.fetch_bytes_max,
-        consumer_auto_offset_reset="earliest",
         stream_wait_empty=True,
         topic_disable_leader=True,
         web_enabled=False,
@@ -175,19 +169,6 @@ def _app(settings: Settings, loop: asyncio.AbstractEventLoop) -> HeadraceApp:
         loop=loop,
         ConsumerScheduler=DefaultSchedulingStrategy,
     )
-
-
-def _credentials(kafka: KafkaSettings) -> Any:
-    """The credentials in Faust's form; aiokafka's own clients take them from ``kafka_client_args``."""
-    context = kafka_client_args(kafka).get("ssl_context")
-    if kafka.security_protocol.startswith("SASL"):
-        return faust.SASLCredentials(
-            mechanism=kafka.sasl_mechanism,
-            username=kafka.sasl_username,
-            password=kafka.sasl_password,
-            ssl_context=context,
-        )
-    return faust.SSLCredentials(context=context) if context is not None else None
 
 
 def run(settings: Settings, schema: Schema) -> None:
