@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from features.schema import Schema
 
 _CONFIG = Path("headrace.toml")
+_STATE = Path(".headrace")
+_DEMO_EVERY_S = 8.0  # so that half a minute shows three versions
 
 
 class _Group(TyperGroup):
@@ -66,10 +68,12 @@ Rate = Annotated[float, typer.Option(min=0.001, help="Messages per second")]
 Malformed = Annotated[float, typer.Option(min=0, max=1, help="Share of broken messages to mix in")]
 
 
-def _every(text: str) -> float:
-    """Seconds of ``--every 15m``."""
+def _every(text: str | float) -> float:
+    """Seconds of ``--every 15m``; a default is a number already."""
     from features.schema import parse_duration_ms
 
+    if isinstance(text, float):
+        return text
     try:
         return parse_duration_ms(text) / 1000
     except ValueError as error:
@@ -109,13 +113,19 @@ def up(
     schema: SchemaFiles = None,
     transactions: TransactionsFile = None,
     clicks: ClicksFile = None,
-    state: Annotated[Path, typer.Option(help="Directory of the embedded servers, history, models and logs")] = Path(
-        ".headrace"
-    ),
+    state_dir: Annotated[
+        Path, typer.Option(help="Directory of the embedded servers, history, models and logs")
+    ] = _STATE,
     rate: Rate = 200.0,
-    every: Every = None,
+    every: Annotated[
+        float, typer.Option(parser=_every, metavar="DURATION", help="Time between refits: 15m, 30s")
+    ] = _DEMO_EVERY_S,
     duration: Annotated[float | None, typer.Option(min=1, help="Seconds to run [default: until Ctrl-C]")] = None,
+    history_rows: Annotated[
+        int, typer.Option(min=1, help="Train on so many transactions, and clicks, at most: the newest")
+    ] = 300_000,
     malformed: Malformed = 0.0,
+    metrics_port: Annotated[int, typer.Option(min=0, help="Port of the worker's metrics; 0 for any free one")] = 0,
     seed: Seed = None,
     as_json: AsJson = False,
 ) -> None:
@@ -132,19 +142,23 @@ def up(
         trainer__clicks=clicks,
         trainer__every_s=every,
         trainer__seed=seed,
+        worker__metrics_port=metrics_port,
     )
-    code = import_module("stream.up").run(
-        settings,
-        _schema(settings),
-        state=state,
-        embedded_kafka=kafka is None and settings.kafka == Settings().kafka,
-        embedded_redis=redis is None and settings.redis.url == Settings().redis.url,
+    from stream import up as module
+
+    options = module.Options(
+        embedded=module.both_or_neither(
+            settings.kafka.bootstrap != Settings().kafka.bootstrap or kafka is not None,
+            settings.redis.url != Settings().redis.url or redis is not None,
+        ),
         rate=rate,
         duration_s=duration,
         malformed=malformed,
+        history_rows=history_rows,
         as_json=as_json,
     )
-    raise typer.Exit(code or 0)
+    state = module.StateDirectory(state_dir)
+    raise typer.Exit(module.run(settings, _schema(settings), options, state, os.environ))
 
 
 @app.command()

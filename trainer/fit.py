@@ -57,6 +57,7 @@ def fit(
     *,
     as_of_ms: int,
     created_ms: int,
+    clicks_as_of_ms: int | None = None,
     settings: FitSettings | None = None,
     progress: Progress | None = None,
 ) -> str:
@@ -73,6 +74,8 @@ def fit(
         Later events are left out; labels that came in later count as unknown.
     created_ms : int
         When the version was made, for its manifest.
+    clicks_as_of_ms : int, optional
+        The same moment on the clicks' clock, where their history is of another year; ``as_of_ms`` when None.
     settings : FitSettings, optional
     progress : callable, optional
         Called with one of :data:`STAGES`, steps done, and steps in all.
@@ -92,7 +95,7 @@ def fit(
     settings = settings or FitSettings()
     report = progress or _silent
     transactions = _until(transactions, schema.transactions.time, as_of_ms)
-    clicks = _until(clicks, "event_time", as_of_ms)
+    clicks = _until(clicks, "event_time", as_of_ms if clicks_as_of_ms is None else clicks_as_of_ms)
     if transactions is None and clicks is None:
         raise TrainingError("there is neither a transaction nor a click up to the moment of training")
     draft = Draft(schema.hash, training={"as_of_ms": as_of_ms})
