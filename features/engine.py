@@ -89,12 +89,16 @@ class Operations:
 
 @dataclass(slots=True)
 class Folded:
-    """``x`` float64[n, features] (rows of labels are NaN), ``repeat`` and ``missed`` int8[n], ``position`` int64[n]."""
+    """``x`` float64[n, features] (rows of labels mean nothing), and what :func:`features.memory.recall` found.
+
+    ``repeat`` and ``missed`` int8[n], ``position`` int64[n], ``decided`` float64[n, 3].
+    """
 
     x: Floats
     repeat: Bytes
     missed: Bytes
     position: Ints
+    decided: Floats
 
 
 def fold(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations) -> Folded:
@@ -103,16 +107,18 @@ def fold(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations)
     x = np.full((n, len(catalogue.features)), np.nan)
     repeat, missed = np.zeros(n, np.int8), np.zeros(n, np.int8)
     position, moves = np.zeros(n, np.int64), np.zeros((n, 4), np.int64)
+    decided = np.full((n, 3), np.nan)
     o = operations
     kernel.event_features(o.time, o.values, o.categories, x)
     memory.recall(o.kind, o.time, o.event_hash, o.fraud, o.slots[:, 0], o.entity_hash[:, 1:], key.ints, key.floats,
-                  key.layout.dims, key.layout.memory_columns, repeat, position, moves, missed, x)  # fmt: skip
+                  key.layout.dims, key.layout.memory_columns, repeat, position, moves, missed, decided,
+                  x)  # fmt: skip
     for e, table in enumerate(tables):
         layout = table.layout
         kernel.fold(o.kind, o.time, o.values, o.slots[:, e], o.views[:, e], repeat, moves, table.ints, table.floats,
                     layout.dims, layout.hops_ms, layout.label_hops_ms, layout.count_columns, layout.field_columns,
                     layout.label_columns, layout.time_columns, x)  # fmt: skip
-    return Folded(x, repeat, missed, position)
+    return Folded(x, repeat, missed, position, decided)
 
 
 def remember(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations, folded: Folded,
@@ -122,4 +128,4 @@ def remember(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operati
     ratio: NDArray[np.float64] = folded.x[:, column] if column >= 0 else np.full(len(operations), np.nan)
     key = tables[0]
     memory.remember(operations.kind, operations.event_hash, operations.slots[:, 0], folded.repeat, folded.position,
-                    ratio, key.ints, key.floats, key.layout.dims, score, anomaly, action)  # fmt: skip
+                    folded.decided, ratio, key.ints, key.floats, key.layout.dims, score, anomaly, action)  # fmt: skip

@@ -32,6 +32,7 @@ Bytes = NDArray[np.int8]
 
 TRANSACTION, LABEL = 0, 1
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
+_NOISE = 1e-12  # share of the mean square below which a variance is none: 16 digits less those that sums of 10^4 lose
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -55,11 +56,17 @@ def _advance(floats: Floats, base: int, stride: int, hop: int, newest: int, time
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _fold_transaction(ints: Ints, floats: Floats, dims: Ints, hops: Ints, time: int, values: Floats) -> None:
-    newest = ints[0]
-    if newest != NEVER and time - max(newest, ints[2]) > dims[5]:
+def _expire(ints: Ints, floats: Floats, dims: Ints, time: int) -> None:
+    """Let an entity start anew that had neither event nor label for ``dims[5]`` ms."""
+    newest = max(ints[0], ints[2])
+    if newest != NEVER and time - newest > dims[5]:
         clear(ints, floats, dims)
-        newest = NEVER
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _fold_transaction(ints: Ints, floats: Floats, dims: Ints, hops: Ints, time: int, values: Floats) -> None:
+    _expire(ints, floats, dims, time)
+    newest = ints[0]
     stride = 1 + 4 * dims[2]
     for w in range(dims[0]):
         base = w * RING * stride
@@ -119,7 +126,9 @@ def _emit_field(floats: Floats, at: int, stride: int, hop: int, first: int, last
     if n == 0.0:
         return
     mean = total / n
-    deviation = np.sqrt(max(squares / n - mean * mean, 0.0))
+    variance = squares / n - mean * mean
+    # Of equal values this difference is rounding noise, and a zscore would divide by it.
+    deviation = np.sqrt(variance) if variance > _NOISE * squares / n else 0.0
     if columns[1] >= 0:
         out[columns[1]] = mean
     if columns[2] >= 0:
@@ -212,6 +221,8 @@ def fold(kind: Bytes, time: Ints, values: Floats, slots: Ints, views: Ints, repe
             taken, taken_time = label_moves[i, 2], label_moves[i, 3]
             for row in range(1 if v == s else 2):
                 r = s if row == 0 else v
+                if added > 0:
+                    _expire(ints[r], floats[r], dims, time[i])
                 if taken > 0:
                     _fold_label(ints[r], floats[r], dims, label_hops, taken_time, -1.0, -float(taken - 1))
                 if added > 0:

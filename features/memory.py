@@ -65,7 +65,7 @@ def _push(ints: Ints, floats: Floats, dims: Ints, event_hash: int, time: int, ot
 @njit(cache=True, nogil=True, error_model="numpy")
 def recall(kind: Bytes, time: Ints, event_hash: Ints, fraud: Bytes, slots: Ints, others: Ints, ints: Ints,
            floats: Floats, dims: Ints, memory_columns: Ints, repeat: Bytes, position: Ints, label_moves: Ints,
-           missed: Bytes, out: Floats) -> None:  # fmt: skip
+           missed: Bytes, decided: Floats, out: Floats) -> None:  # fmt: skip
     """Look each operation up in the key entity's memory of recent events, and put new transactions into it.
 
     A transaction whose event hash is in the memory is a repeat. A label is joined to its transaction: the first
@@ -91,6 +91,8 @@ def recall(kind: Bytes, time: Ints, event_hash: Ints, fraud: Bytes, slots: Ints,
         Result: where in the memory the transaction lies.
     label_moves : int64[n, 4]
         Result: labels to add, frauds to add, 1 + the verdict to take back (0: none), and the time it was folded at.
+    decided : float64[n, 3]
+        Result: action, score and anomaly of a repeat whose first was decided in an earlier batch; must hold NaN before.
     out : float64[n, features]
         Filled at ``memory_columns``: remembered events with the same other entity, and how many different there are.
     """
@@ -112,6 +114,11 @@ def recall(kind: Bytes, time: Ints, event_hash: Ints, fraud: Bytes, slots: Ints,
             if found >= 0:
                 repeat[i] = 1
                 position[i] = found
+                if row[start + 4 * memory + found] >= 0:
+                    at = floats.shape[1] - 3 * memory + found
+                    decided[i, 0] = row[start + 4 * memory + found]
+                    decided[i, 1] = floats[slots[i], at + memory]
+                    decided[i, 2] = floats[slots[i], at + 2 * memory]
             else:
                 position[i] = _push(row, floats[slots[i]], dims, event_hash[i], time[i], others[i])
         elif found < 0:
@@ -132,12 +139,14 @@ def recall(kind: Bytes, time: Ints, event_hash: Ints, fraud: Bytes, slots: Ints,
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def remember(kind: Bytes, event_hash: Ints, slots: Ints, repeat: Bytes, position: Ints, ratio: Floats, ints: Ints,
-             floats: Floats, dims: Ints, score: Floats, anomaly: Floats, action: Bytes) -> None:  # fmt: skip
+def remember(kind: Bytes, event_hash: Ints, slots: Ints, repeat: Bytes, position: Ints, decided: Floats, ratio: Floats,
+             ints: Ints, floats: Floats, dims: Ints, score: Floats, anomaly: Floats, action: Bytes
+             ) -> None:  # fmt: skip
     """Write each decision into the memory, and give a repeat the decision of the first.
 
     ``ratio``, ``score``, ``anomaly`` (float64[n]) and ``action`` (int8[n]) belong to the operations; those of repeats
-    are replaced. A ratio is kept in single precision; the others are kept as they are.
+    are replaced. A ratio is kept in single precision; the others are kept as they are. ``decided`` is what
+    :func:`recall` found; the first of a repeat without it is in this batch.
     """
     memory = dims[3]
     start = ROW_INTS + 2 + dims[4]
@@ -145,15 +154,22 @@ def remember(kind: Bytes, event_hash: Ints, slots: Ints, repeat: Bytes, position
         if kind[i] != TRANSACTION:
             continue
         row, values, k = ints[slots[i]], floats[slots[i]], position[i]
-        if row[start + k] != event_hash[i]:
-            continue  # more events of this key in one batch than the memory holds
-        at = len(values) - 3 * memory + k
         if repeat[i] == 0:
+            if row[start + k] != event_hash[i]:
+                continue  # more events of this key in one batch than the memory holds
+            at = len(values) - 3 * memory + k
             row[start + 4 * memory + k] = action[i]
             values[at] = np.float64(np.float32(ratio[i]))
             values[at + memory] = score[i]
             values[at + 2 * memory] = anomaly[i]
-        elif row[start + 4 * memory + k] >= 0:
-            action[i] = row[start + 4 * memory + k]
-            score[i] = values[at + memory]
-            anomaly[i] = values[at + 2 * memory]
+        elif decided[i, 0] == decided[i, 0]:
+            action[i] = np.int8(decided[i, 0])
+            score[i] = decided[i, 1]
+            anomaly[i] = decided[i, 2]
+        else:
+            for j in range(i - 1, -1, -1):
+                if event_hash[j] == event_hash[i] and slots[j] == slots[i] and kind[j] == TRANSACTION:
+                    action[i] = action[j]
+                    score[i] = score[j]
+                    anomaly[i] = anomaly[j]
+                    break
