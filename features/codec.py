@@ -239,7 +239,7 @@ def _get_labels(data: _U8, cursor: Ints, ints: Ints, floats: Floats, dims: Ints,
 @njit(cache=True, nogil=True)
 def _get_memory(data: _U8, cursor: Ints, ints: Ints, floats: Floats, dims: Ints) -> None:
     memory, others = dims[3], dims[4]
-    size = min(_get_varint(data, cursor), memory)
+    size = max(min(_get_varint(data, cursor), memory), 0)
     ints[ROW_INTS], ints[ROW_INTS + 1] = size % memory, size
     start = ROW_INTS + 2 + others
     values = len(floats) - 3 * memory
@@ -275,9 +275,11 @@ def _decode(data: _U8, offsets: Ints, rows: Ints, ints: Ints, floats: Floats, di
         cursor[0] = offsets[i]
         if cursor[0] == offsets[i + 1]:
             continue
-        if data[cursor[0]] != CODEC_VERSION:
+        if data[cursor[0]] != CODEC_VERSION or offsets[i + 1] - offsets[i] < 2:
             return i
         presence = data[cursor[0] + 1]
+        if presence > 7 or (presence & 4 and dims[3] == 0):
+            return i
         cursor[0] += 2
         if presence & 1:
             _get_events(data, cursor, ints[rows[i]], floats[rows[i]], dims, hops)
