@@ -4,10 +4,11 @@ In: a :class:`~features.schema.TransactionSchema`. Out: :class:`Catalogue`, the 
 :class:`Layout` of its state row that the kernel works on. Pure.
 
 Time is cut into tiles. A window ``w`` has ``TILES`` hops of ``ceil(w / TILES)``, and its value at time t covers the
-whole tiles from the one that holds ``t - w`` to the one that holds t: at least the window, at most one hop more
-(1/12 of the window). Events that are out of order may also count up to one hop ahead of t. A row keeps ``RING`` tiles,
-so an event counts in a window if it is at most ``RING - TILES`` = 3 hops late against the newest of its entity; later
-ones are left out of that window (never counted twice).
+whole tiles from the one that holds ``t - TILES * hop`` to the one that holds t: at least ``[t - w, t]``, and less than
+13 hops before t, so at most a hop too much. A row keeps ``RING`` tiles up to the newest event of its entity. An event
+that is late against that one may also see up to one hop ahead of its own time; up to ``RING - TILES`` = 3 hops late it
+sees its whole window, later than that only the part that is still kept. A late event counts in every window of a later
+one that it lies in. An entity that had neither event nor label for twice its longest window starts anew.
 """
 
 from __future__ import annotations
