@@ -13,7 +13,7 @@ from rich.text import Text
 
 from features.messages import Alert, DeadLetter, Decision, Recommendation
 
-_STYLES = {"allow": "green", "review": "yellow", "block": "bold red"}
+ACTION_STYLES = {"allow": "green", "review": "yellow", "block": "bold red"}
 _PREVIEW_CHARACTERS = 120
 _ITEMS_SHOWN = 5
 
@@ -52,7 +52,7 @@ def moment(time_ms: int) -> str:
 
 def _decision(message: Decision | Alert) -> Text:
     text = Text(f"{moment(message.event_time)}  ")
-    text.append(f"{message.action:6}", style=_STYLES.get(message.action, ""))
+    text.append(f"{message.action:6}", style=ACTION_STYLES.get(message.action, ""))
     text.append(
         f"  score {message.score:.3f}  anomaly {message.anomaly:.2f}  key {printable(message.key)}  "
         f"event {printable(message.event_id)}  model {printable(message.model_version)}"

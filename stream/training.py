@@ -13,6 +13,8 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 import pyarrow as pa
@@ -200,13 +202,20 @@ def run_forever(settings: Settings, schema: Schema) -> None:
     log.setLevel(logging.INFO)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
-    os.nice(NICE)
+    _step_back()
 
     async def main() -> None:
         await _topics(settings)
         await PeriodicTrainer(settings, schema).run()
 
     asyncio.run(main())
+
+
+def _step_back() -> None:
+    """Let decisions go first. Linux weighs sessions before it weighs the processes in them, so both are told."""
+    os.nice(NICE)
+    with suppress(OSError):  # no Linux, or no grouping by session: then the line above is enough
+        Path("/proc/self/autogroup").write_text(f"{NICE}\n", encoding="ascii")
 
 
 def _end(number: int, _: object) -> None:

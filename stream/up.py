@@ -48,6 +48,7 @@ from stream.view import Glance, make_view
 log = logging.getLogger("headrace.up")
 _T = TypeVar("_T")
 _TICK_S = 0.1
+_SHOW_S = 0.5
 _SETTLE_S = 20.0  # how long to wait for the next answer when some are missing
 _METRICS_S = 3.0
 _EMBEDDED_SESSION_S = 3.0  # the embedded broker lets the first join wait for this long
@@ -194,13 +195,16 @@ class _Up:
             )
         )  # fmt: skip
         began_s: float | None = None
+        shown_s = 0.0
         with make_view(glance, past.items, as_json=options.as_json) as show:
             try:
                 while not self._stop.is_set() and not self._over(replay, began_s):
                     require_running(self._children)
                     counter.check()
                     began_s = began_s or (time.monotonic() if sent.messages else None)
-                    show(await asyncio.to_thread(scrape, port))
+                    if not options.as_json and time.monotonic() >= shown_s + _SHOW_S:
+                        shown_s = time.monotonic()
+                        show(await asyncio.to_thread(scrape, port))
                     await self._pause()
             finally:
                 enough.set()
