@@ -86,7 +86,11 @@ class _Companion(Service):
 
 
 class _Worker(faust.Worker):
-    """Faust's worker without its banner, its second of waiting at the end, and its process title."""
+    """Faust's worker without its banner, its spinner, its second of waiting at the end, and its process title."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.spinner = None
 
     async def _sentinel_task(self) -> None:
         await asyncio.sleep(0)

@@ -10,8 +10,10 @@ from typing import NoReturn
 
 import pytest
 
+from features.schema import load_schema
 from stream.embedded import Broker, RedisServer
 from tests.servers import KafkaServer, RunningBroker, Unavailable, kafka_libs
+from tests.world import World, make_world
 
 
 def _give_up(reason: str) -> NoReturn:
@@ -67,3 +69,9 @@ def broker(request: pytest.FixtureRequest) -> RunningBroker:
     if request.param == "kafka":
         return RunningBroker("kafka", request.getfixturevalue("kafka").bootstrap, idempotence=True)
     return RunningBroker("embedded", request.getfixturevalue("embedded_broker").bootstrap, idempotence=False)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A small simulated history, and models fitted on its first part."""
+    return make_world(tmp_path_factory.mktemp("world"), load_schema())
