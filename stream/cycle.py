@@ -24,11 +24,11 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from features.errors import RedisUnavailable, StateConflict, StateMissing
-from stream.lane import Lane, Output, Produced, Record, Tally
+from stream.lane import Lane, Output, Produced, Record, Tally, reached
 from stream.metrics import Metrics
 from stream.publisher import Pending, Publisher, Target
 from stream.store import HEAD, Head, StateStore, Write, decode_head, encode_head
@@ -42,11 +42,15 @@ Fetched = Mapping[Target, Sequence[Record]]
 
 @dataclass(slots=True)
 class Station:
-    """A lane with its store, and the applied head of each partition that this worker holds."""
+    """A lane with its store, and the applied head of each partition that this worker holds.
+
+    ``answered``: by partition, up to which input offsets the tails held answers when it was taken over.
+    """
 
     lane: Lane
     store: StateStore
     heads: dict[int, tuple[Head, bytes]]
+    answered: dict[int, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,8 @@ class Pipeline:
         self._worker = uuid.uuid4().hex[:12]
         self._numbers = itertools.count(1)
         self._cycle = 0
+        self._settled = 0  # the newest cycle that is applied
+        self._epoch = 0  # counts takeovers, so that records fetched before one are not taken after it
         self._tasks: list[asyncio.Task[None]] = []
         self._computing = asyncio.Lock()
         self._misplaced = 0
@@ -129,7 +135,7 @@ class Pipeline:
         for p in partitions:
             station.heads[p] = fenced[p], encode_head(fenced[p])
             lane.resume(p, fenced[p].offsets)
-            lane.adopt(p, {t: tails[t, p] for t in lane.outputs})
+            station.answered[p] = lane.adopt(p, {t: tails[t, p] for t in lane.outputs})
             for topic in lane.topics:
                 seeks[topic, p] = self.applied[topic, p] = fenced[p].offsets.get(topic, bounds.first.get((topic, p), 0))
         return seeks
@@ -149,6 +155,7 @@ class Pipeline:
             If this or an earlier cycle failed; :meth:`abandon` and :meth:`assign` are the way on.
         """
         rest: dict[Target, Sequence[Record]] = {target: records for target, records in fetched.items() if records}
+        epoch = self._epoch
         while True:
             now: dict[Target, Sequence[Record]] = {}
             later: dict[Target, Sequence[Record]] = {}
@@ -164,7 +171,7 @@ class Pipeline:
             started = False
             try:
                 async with self._computing:
-                    started = await self._compute(now, _lagging_after(later, lagging), slots)
+                    started = await self._compute(now, _lagging_after(later, lagging), slots, epoch)
             finally:
                 if not started:
                     slots.release()
@@ -172,14 +179,18 @@ class Pipeline:
                 return
             rest = later
 
-    async def _compute(self, fetched: Fetched, lagging: Callable[[Target], bool], slots: asyncio.Semaphore) -> bool:
+    async def _compute(self, fetched: Fetched, lagging: Callable[[Target], bool], slots: asyncio.Semaphore,
+                       epoch: int) -> bool:  # fmt: skip
         """Steps 1 to 4 of one cycle; whether there was anything to do, and so a task that will free the slot."""
         self._raise_failure()
-        if not self._accepting:
+        if not self._accepting or epoch != self._epoch:
             return False  # given up while the fetch waited for its turn; whoever takes over reads it again
         tally, now_s = Tally(), time.monotonic()
         self._cycle += 1
         work = []
+        for station in self.stations:
+            # Here and nowhere else: between what is wanted and what is filled in, no cached row may go.
+            station.lane.evict(self._settled)
         with tally.stage("decode"):
             for station in self.stations:
                 lane = station.lane
@@ -229,8 +240,7 @@ class Pipeline:
         for station in self.stations:
             await self._apply(station, [p for s, p in produced if s is station], positions)
         tally.seconds["apply"] = time.perf_counter() - start
-        for station in self.stations:
-            station.lane.evict(cycle)
+        self._settled = cycle
         self._metrics.settled(tally, answered_ms)
         self._warn_wrong_partition(tally.dead_letters.get("wrong_partition", 0))
         self._tasks.remove(asyncio.current_task())  # type: ignore[arg-type]
@@ -250,8 +260,12 @@ class Pipeline:
         writes, heads = [], {}
         for part in produced:
             head, expected = station.heads[part.partition]
-            outputs = {t: positions.get((t, part.partition), o) for t, o in head.outputs.items()}
-            new = self._signed(head.offsets | part.offsets, outputs, station.lane)
+            offsets, outputs = head.offsets | part.offsets, head.outputs
+            # Answers to records that are not applied yet may lie before those of this cycle, from before a takeover:
+            # the recorded positions stay, so that the next takeover finds them again.
+            if reached(offsets, station.answered.get(part.partition, {})):
+                outputs = {t: positions.get((t, part.partition), o) for t, o in outputs.items()}
+            new = self._signed(offsets, outputs, station.lane)
             heads[part.partition] = new, encode_head(new)
             writes.append(Write(part.partition, expected, heads[part.partition][1], part.fields))
         if writes:
@@ -293,6 +307,7 @@ class Pipeline:
         """Give up the cycles in flight and forget all partitions; what they did not apply is read again."""
         async with self._computing:
             self._accepting = False
+            self._epoch += 1
             tasks, self._tasks = self._tasks, []
             for task in tasks:
                 task.cancel()

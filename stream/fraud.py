@@ -24,7 +24,7 @@ from features.messages import ACTIONS, Alert, Decision
 from features.scoring import FraudModel
 from stream.entities import EntityCache
 from stream.intake import Intake, Part, Progress
-from stream.lane import Output, Produced, Record, Records, Tally, source_id
+from stream.lane import Output, Produced, Record, Records, Tally, after_sources, reached, source_id
 from stream.settings import Settings
 from stream.store import FIELDS_MAX
 from stream.vectors import VectorLog
@@ -74,16 +74,23 @@ class FraudLane:
         for cache in self.caches:
             cache.evict(settled)
 
-    def adopt(self, partition: int, emitted: Mapping[str, Sequence[bytes]]) -> None:
-        """Take note of outputs beyond the applied state: they are not emitted again, their decisions hold."""
+    def adopt(self, partition: int, emitted: Mapping[str, Sequence[bytes]]) -> dict[str, int]:
+        """Take note of outputs beyond the applied state: they are not emitted again, their decisions hold.
+
+        Returns the offset after the last input that was answered, by topic.
+        """
         state = self._intake.partitions[partition]
+        sources = set()
         for topic, values in emitted.items():
             for value in values:
                 message = msgspec.json.decode(value)
                 name = "dead_letter_id" if topic == self._topic_names.dead_letters else "decision_id"
+                sources.add(message[name])
                 state.done.add(f"{topic} {message[name]}")
                 if topic == self._topic_names.decisions:
                     state.emitted[message[name]] = msgspec.convert(message, Decision)
+        state.answered = after_sources(sources)
+        return state.answered
 
     def waiting(self) -> dict[int, int]:
         """How many labels wait, by partition."""
@@ -228,6 +235,9 @@ class FraudLane:
             state = self._intake.partitions[part.partition]
             if state.done:
                 outputs = [o for o in outputs if f"{o.topic} {o.source}" not in state.done]
+                if reached(part.offsets, state.answered):
+                    state.done.clear()
+                    state.emitted.clear()
             fields: dict[bytes, bytes] = {}
             for cache, ids in zip(self.caches, part.entities, strict=True):
                 fields |= cache.encode(part.partition, ids)

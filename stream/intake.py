@@ -39,7 +39,10 @@ class Waiting:
 
 @dataclass(slots=True)
 class Progress:
-    """Where a partition stands: offsets decoded so far, the newest times seen, labels that wait, emitted decisions."""
+    """Where a partition stands: offsets decoded so far, the newest times seen, labels that wait.
+
+    And until ``answered`` is reached, what an earlier owner emitted: ``done`` (topic and source) and decisions.
+    """
 
     offsets: dict[str, int]
     clock: int = 0
@@ -47,6 +50,7 @@ class Progress:
     labels: deque[Waiting] = field(default_factory=deque)
     emitted: dict[str, Decision] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
+    answered: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -113,7 +113,7 @@ class Lane(Protocol):
     def resume(self, partition: int, offsets: Mapping[str, int]) -> None: ...
     def drop(self, partition: int) -> None: ...
     def evict(self, settled: int) -> None: ...
-    def adopt(self, partition: int, emitted: Mapping[str, Sequence[bytes]]) -> None: ...
+    def adopt(self, partition: int, emitted: Mapping[str, Sequence[bytes]]) -> dict[str, int]: ...
     def waiting(self) -> dict[int, int]: ...
     def held(self) -> dict[str, tuple[int, int]]: ...
 
@@ -121,6 +121,24 @@ class Lane(Protocol):
 def source_id(record: Record) -> str:
     """The deterministic id of a record: ``topic:partition:offset``."""
     return f"{record.topic}:{record.partition}:{record.offset}"
+
+
+def after_sources(sources: Iterable[str]) -> dict[str, int]:
+    """By topic, the offset after the last of the given source ids of one partition.
+
+    >>> after_sources(["clicks:0:7", "clicks:0:3"])
+    {'clicks': 8}
+    """
+    after: dict[str, int] = {}
+    for source in sources:
+        topic, _, offset = source.rsplit(":", 2)
+        after[topic] = max(after.get(topic, 0), int(offset) + 1)
+    return after
+
+
+def reached(offsets: Mapping[str, int], wanted: Mapping[str, int]) -> bool:
+    """Whether every topic of ``wanted`` has come to its offset."""
+    return all(offsets.get(topic, 0) >= offset for topic, offset in wanted.items())
 
 
 def dead_letter(record: Record, bad: Bad, topic: str) -> Output:

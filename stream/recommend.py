@@ -23,7 +23,7 @@ from features.decode import Bad, ClickBatch, ClickDecoder, Limits
 from features.errors import StateMismatch
 from features.hashing import hash_strings, partitions_of
 from features.messages import Recommendation, RecommendedItem
-from stream.lane import Output, Produced, Record, Records, Tally, refuse, source_id
+from stream.lane import Output, Produced, Record, Records, Tally, after_sources, reached, refuse, source_id
 from stream.settings import Settings
 
 SESSION_ITEMS = 20
@@ -41,6 +41,7 @@ class _Session:
 class _Partition:
     offsets: dict[str, int]
     done: set[str] = field(default_factory=set)
+    answered: dict[str, int] = field(default_factory=dict)
     sessions: dict[str, _Session] = field(default_factory=dict)
 
 
@@ -109,12 +110,20 @@ class RecommendLane:
                 del state.sessions[id_]
                 surplus -= 1
 
-    def adopt(self, partition: int, emitted: Mapping[str, Sequence[bytes]]) -> None:
-        """Take note of outputs beyond the applied state: they are not emitted again."""
-        done = self._partitions[partition].done
+    def adopt(self, partition: int, emitted: Mapping[str, Sequence[bytes]]) -> dict[str, int]:
+        """Take note of outputs beyond the applied state: they are not emitted again.
+
+        Returns the offset after the last input that was answered, by topic.
+        """
+        state = self._partitions[partition]
+        sources = set()
         for topic, values in emitted.items():
             name = "dead_letter_id" if topic == self._topic_names.dead_letters else "recommendation_id"
-            done.update(f"{topic} {msgspec.json.decode(value)[name]}" for value in values)
+            found = [msgspec.json.decode(value)[name] for value in values]
+            sources.update(found)
+            state.done.update(f"{topic} {source}" for source in found)
+        state.answered = after_sources(sources)
+        return state.answered
 
     def waiting(self) -> dict[int, int]:
         """Clicks never wait."""
@@ -229,6 +238,8 @@ class RecommendLane:
                 row += 1
             if state.done:
                 outputs = [o for o in outputs if f"{o.topic} {o.source}" not in state.done]
+                if reached(part.offsets, state.answered):
+                    state.done.clear()
             fields = {b"session:" + id_.encode(): encode_session(state.sessions[id_].clicks)
                       for id_ in dict.fromkeys(batch.session_id)}  # fmt: skip
             produced.append(Produced(part.partition, part.offsets, outputs, fields))
