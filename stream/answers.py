@@ -12,7 +12,6 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -56,7 +55,7 @@ class Marks:
 class AnswerCounter:
     """What was answered since :meth:`start`; all counts are of different input records.
 
-    ``newest`` holds the last alerts and recommendations, ``first_s`` when each kind came first, on ``clock``.
+    ``alerts`` and ``recommended`` hold the newest ones, ``first_s`` when each kind came first, on ``clock``.
     """
 
     def __init__(self, kafka: KafkaSettings, topics: TopicSettings, clock: Callable[[], float]) -> None:
@@ -70,14 +69,17 @@ class AnswerCounter:
         self.repeated = 0
         self.first_s: dict[str, float] = {}
         self.changed_s = time.monotonic()
-        self.newest: dict[str, deque[Any]] = {"alerts": deque(maxlen=_NEWEST), "recommendations": deque(maxlen=_NEWEST)}
-        self._kinds = {
-            topics.decisions: ("decisions", "decision_id", msgspec.json.Decoder(Decision).decode),
-            topics.alerts: ("alerts", "decision_id", msgspec.json.Decoder(Alert).decode),
-            topics.recommendations: ("recommendations", "recommendation_id",
-                                     msgspec.json.Decoder(Recommendation).decode),
-            topics.dead_letters: ("dead_letters", "dead_letter_id", msgspec.json.Decoder(DeadLetter).decode),
-        }  # fmt: skip
+        self.alerts: deque[Alert] = deque(maxlen=_NEWEST)
+        self.recommended: deque[Recommendation] = deque(maxlen=_NEWEST)
+        types: dict[str, tuple[str, str, type[Answer]]] = {
+            topics.decisions: ("decisions", "decision_id", Decision),
+            topics.alerts: ("alerts", "decision_id", Alert),
+            topics.recommendations: ("recommendations", "recommendation_id", Recommendation),
+            topics.dead_letters: ("dead_letters", "dead_letter_id", DeadLetter),
+        }
+        self._kinds: dict[str, tuple[str, str, Callable[[bytes], Answer]]] = {
+            topic: (kind, id_, msgspec.json.Decoder(type_).decode) for topic, (kind, id_, type_) in types.items()
+        }
         self._marks = {kind: Marks() for kind, _, _ in self._kinds.values()}
         self._consumer: AIOKafkaConsumer | None = None
         self._task: asyncio.Task[None] | None = None
@@ -130,8 +132,10 @@ class AnswerCounter:
             self.versions[answer.model_version] = self.versions.get(answer.model_version, 0) + 1
         elif isinstance(answer, DeadLetter):
             self.reasons[answer.reason] += 1
+        elif isinstance(answer, Alert):
+            self.alerts.append(answer)
         else:
-            self.newest[kind].append(answer)
+            self.recommended.append(answer)
 
     def check(self) -> None:
         """Raises what ended the counting, if something did."""

@@ -69,7 +69,9 @@ class Arrivals:
         history.join_labels()
         return count
 
-    async def _read(self, consumer: AIOKafkaConsumer, behind: dict[TopicPartition, int], history: GrowingHistory) -> int:
+    async def _read(
+        self, consumer: AIOKafkaConsumer, behind: dict[TopicPartition, int], history: GrowingHistory
+    ) -> int:
         count = 0
         consumer.assign(list(behind))
         for place in behind:

@@ -123,7 +123,7 @@ def up(
     duration: Annotated[float | None, typer.Option(min=1, help="Seconds to run [default: until Ctrl-C]")] = None,
     history_rows: Annotated[
         int, typer.Option(min=1, help="Train on so many transactions, and clicks, at most: the newest")
-    ] = 300_000,
+    ] = 200_000,
     malformed: Malformed = 0.0,
     metrics_port: Annotated[int, typer.Option(min=0, help="Port of the worker's metrics; 0 for any free one")] = 0,
     seed: Seed = None,
@@ -157,8 +157,7 @@ def up(
         history_rows=history_rows,
         as_json=as_json,
     )
-    state = module.StateDirectory(state_dir)
-    raise typer.Exit(module.run(settings, _schema(settings), options, state, os.environ))
+    raise typer.Exit(module.run(settings, _schema(settings), options, state_dir, os.environ))
 
 
 @app.command()

@@ -67,7 +67,7 @@ def worker_child(settings: Settings, directory: Path, environment: Mapping[str, 
 
 def trainer_child(settings: Settings, directory: Path, environment: Mapping[str, str]) -> Child:
     """``headrace trainer`` with these settings, on one thread whatever the libraries would like."""
-    one_thread = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")}
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
     return Child("trainer", _command("trainer"), directory, settings_environment(settings, environment) | one_thread)
 
 

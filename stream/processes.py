@@ -27,6 +27,7 @@ from features.errors import ServiceUnavailable
 _LEASH: Final = str(Path(__file__).with_name("leash.py"))
 _POLL_S: Final = 0.02
 _LOG_TAIL_BYTES: Final = 64 * 1024
+_IMPORTED_S: Final = time.monotonic()
 
 
 def start_mark(pid: int) -> str | None:
@@ -44,6 +45,15 @@ def start_mark(pid: int) -> str | None:
         return None if state in (b"Z", b"X") else f"{boot}:{int(fields[18])}"
     found = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return found.stdout.strip() or None
+
+
+def seconds_since_start() -> float:
+    """Seconds since this process was started; where the system does not tell, since this module was imported."""
+    try:
+        started_s = int(Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
+    except (OSError, ValueError, IndexError, AttributeError):
+        return time.monotonic() - _IMPORTED_S
 
 
 class Child:

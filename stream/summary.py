@@ -76,14 +76,11 @@ def summarize(topics: TopicSettings, sent: Sent, counter: AnswerCounter, page: P
 
 
 def _lines(facts: dict[str, Any], lost: dict[str, int], complete: bool) -> list[str]:
-    sent = facts["sent"]
-    lines = [
-        f"sent {sent['transactions']:,} transactions, {sent['labels']:,} labels, {sent['clicks']:,} clicks, "
-        f"{sent['malformed']:,} malformed",
-        f"got {facts['decisions']:,} decisions, {facts['alerts']:,} alerts, {facts['recommendations']:,} "
-        f"recommendations, {facts['dead_letters']:,} dead letters",
-        f"model versions {', '.join(facts['model_versions']) or 'none'}",
-    ]
+    sent, versions = facts["sent"], ", ".join(facts["model_versions"]) or "none"
+    given = [f"{sent[what]:,} {what}" for what in ("transactions", "labels", "clicks", "malformed")]
+    taken = [f"{facts[what]:,} {what.replace('_', ' ')}"
+             for what in ("decisions", "alerts", "recommendations", "dead_letters")]  # fmt: skip
+    lines = [f"sent {', '.join(given)}", f"got {', '.join(taken)}", f"model versions {versions}"]
     if not complete:
         lines.append("missing: " + ", ".join(f"{count:,} {kind}" for kind, count in lost.items() if count))
     return lines

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -102,7 +103,9 @@ def run_once(settings: Settings, schema: Schema) -> None:
     transactions, clicks = read_history(settings.trainer, schema)
     history = GrowingHistory(schema.transactions, settings.trainer.rows_max, transactions, clicks)
     with stage_bars() as progress:
-        version = fit_history(settings, schema, history, threads=os.cpu_count() or 1, progress=progress)
+        # One core is left to others: LightGBM's threads wait for each other, ten times as long where one has no core.
+        threads = max(1, (os.cpu_count() or 1) - 1)
+        version = fit_history(settings, schema, history, threads=threads, progress=progress)
     for line in manifest_lines(load(settings.artifacts, version, schema.hash).manifest):
         print(line)
     print(f"version {version} is published: {settings.artifacts / version}")
@@ -110,7 +113,7 @@ def run_once(settings: Settings, schema: Schema) -> None:
 
 def manifest_lines(manifest: Manifest) -> list[str]:
     """What a version was fitted on and how well, one line for each kind."""
-    groups = {"training": manifest.training, **manifest.metrics}
+    groups: dict[str, Mapping[str, float | None]] = {"training": manifest.training, **manifest.metrics}
     return [
         f"{name:16} " + ", ".join(f"{what} {_figure(value)}" for what, value in figures.items())
         for name, figures in groups.items()

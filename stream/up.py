@@ -18,15 +18,13 @@ import asyncio
 import json
 import logging
 import os
-import signal
 import sys
-import threading
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from pathlib import Path
 
 from features.errors import SettingsError
 from features.schema import Schema
@@ -34,22 +32,23 @@ from stream.answers import AnswerCounter
 from stream.crew import require_running, trainer_child, worker_child, worker_ready
 from stream.embedded import Broker, RedisServer, free_port
 from stream.past import Past, make_past, write_history
-from stream.processes import Child
+from stream.processes import Child, seconds_since_start
 from stream.progress import stage_bars
 from stream.replay import Sent, replay_timeline
 from stream.scrape import Page, scrape
 from stream.settings import KafkaSettings, RedisSettings, Settings
 from stream.statedir import StateDirectory
+from stream.stopping import Stop, Stopped
 from stream.summary import Summary, summarize
 from stream.topics import create_topics, require_topics
 from stream.training import fit_history
 from stream.view import Glance, make_view
 
 log = logging.getLogger("headrace.up")
-_T = TypeVar("_T")
 _TICK_S = 0.1
 _SHOW_S = 0.5
 _SETTLE_S = 20.0  # how long to wait for the next answer when some are missing
+_ENOUGH_S = 10.0
 _METRICS_S = 3.0
 _EMBEDDED_SESSION_S = 3.0  # the embedded broker lets the first join wait for this long
 
@@ -66,50 +65,42 @@ class Options:
     as_json: bool
 
 
-class _Stopped(Exception):
-    """Ctrl-C or SIGTERM before anything was replayed."""
-
-
 class _Up:
     def __init__(
-        self, settings: Settings, schema: Schema, options: Options, place: StateDirectory, environment: Mapping[str, str]
+        self,
+        settings: Settings,
+        schema: Schema,
+        options: Options,
+        place: StateDirectory,
+        environment: Mapping[str, str],
     ) -> None:
         self._settings = settings
         self._schema = schema
         self._options = options
         self._place = place
         self._environment = environment
-        self._stop = asyncio.Event()
         self._children: list[Child] = []
-        self.busy = False  # a thread still runs code that cannot be interrupted
+        self.stop = Stop(self._children)
 
     async def run(self) -> int:
         """The steps of the module's text, from 2 on."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal)
+        self.stop.listen()
         async with AsyncExitStack() as stack:
             try:
                 settings = await self._servers(stack)
                 past, settings = await self._models(settings)
                 counter, settings = await self._crew(stack, settings, past)
                 summary = await self._live(settings, past, counter)
-            except _Stopped:
+            except Stopped:
                 log.info("stopped before the replay began")
                 return 130
-            self._stop.set()
+            self.stop.wanted.set()
             log.info("stopping")
         if self._options.as_json:
             print(json.dumps(summary.facts), flush=True)
         for line in summary.lines:
             log.info("%s", line)
         return 0 if summary.complete else 1
-
-    def _on_signal(self) -> None:
-        if self._stop.is_set():
-            for child in self._children:
-                child.kill()
-        self._stop.set()
 
     # -- 2: servers -------------------------------------------------------------------------------------------
 
@@ -129,7 +120,7 @@ class _Up:
                 worker=replace(settings.worker, group=f"up-{run}", session_timeout_s=_EMBEDDED_SESSION_S),
             )
             log.info("Redis and the broker run on 127.0.0.1:%d and %s", redis.port, broker.bootstrap)
-        require_topics(await self._unless_stopped(create_topics(settings.kafka, settings.topics)))
+        require_topics(await self.stop.unless_wanted(create_topics(settings.kafka, settings.topics)))
         port = settings.worker.metrics_port or free_port()
         return replace(settings, worker=replace(settings.worker, metrics_port=port), artifacts=self._place.artifacts)
 
@@ -147,14 +138,14 @@ class _Up:
     async def _models(self, settings: Settings) -> tuple[Past, Settings]:
         rows, directory = self._options.history_rows, self._place.history
         now_ms = int(time.time() * 1000)
-        past = await self._in_thread(
+        past = await self.stop.in_thread(
             lambda: make_past(settings, self._schema, directory, rows_max=rows, now_ms=now_ms)
         )
         for line in past.told:
             log.info("%s", line)
         with stage_bars() as progress:
-            version = await self._in_thread(
-                lambda: fit_history(settings, self._schema, past.history, threads=os.cpu_count() or 1, progress=progress)
+            version = await self.stop.in_thread(
+                lambda: fit_history(settings, self._schema, past.history, threads=1, progress=progress)
             )
         log.info("models: version %s is published", version)
         return past, settings
@@ -168,15 +159,15 @@ class _Up:
         worker = worker_child(settings, directory, environment)
         worker.start()
         try:
-            written = await self._in_thread(lambda: write_history(past.history, self._schema, self._place.history))
+            written = await self.stop.in_thread(lambda: write_history(past.history, self._schema, self._place.history))
         finally:
             self._adopt(stack, worker)
         trainer_settings = replace(
             settings.trainer, transactions=written[0], clicks=written[1], rows_max=self._options.history_rows
         )
         settings = replace(settings, trainer=trainer_settings)
-        await self._unless_stopped(worker_ready(worker, settings.worker.metrics_port))
-        await self._unless_stopped(counter.start())
+        await self.stop.unless_wanted(worker_ready(worker, settings.worker.metrics_port))
+        await self.stop.unless_wanted(counter.start())
         trainer = trainer_child(settings, directory, environment)
         trainer.start()
         self._adopt(stack, trainer)
@@ -187,6 +178,10 @@ class _Up:
     async def _live(self, settings: Settings, past: Past, counter: AnswerCounter) -> Summary:
         options, sent, enough = self._options, Sent(), asyncio.Event()
         port = settings.worker.metrics_port
+        log.info(
+            "replaying %d messages at %g per second; metrics on http://127.0.0.1:%d/metrics, logs in %s",
+            len(past.live), options.rate, port, self._place.path,
+        )  # fmt: skip
         glance = Glance(settings, self._place.path, options.rate, len(past.live), sent, counter)
         replay = asyncio.create_task(
             replay_timeline(
@@ -198,17 +193,18 @@ class _Up:
         shown_s = 0.0
         with make_view(glance, past.items, as_json=options.as_json) as show:
             try:
-                while not self._stop.is_set() and not self._over(replay, began_s):
+                while not self.stop.wanted.is_set() and not self._over(replay, began_s):
                     require_running(self._children)
                     counter.check()
                     began_s = began_s or (time.monotonic() if sent.messages else None)
                     if not options.as_json and time.monotonic() >= shown_s + _SHOW_S:
                         shown_s = time.monotonic()
                         show(await asyncio.to_thread(scrape, port))
-                    await self._pause()
+                    await self.stop.pause(_TICK_S)
             finally:
                 enough.set()
-                await asyncio.wait([replay])
+                await asyncio.wait([replay], timeout=_ENOUGH_S)
+                replay.cancel()  # nothing, unless the broker is gone
             replay.result()
             seconds = time.monotonic() - (began_s or time.monotonic())
             await self._settle(sent, counter)
@@ -220,12 +216,6 @@ class _Up:
         if self._options.duration_s is None or began_s is None:
             return replay.done() and replay.exception() is not None
         return replay.done() or time.monotonic() - began_s >= self._options.duration_s
-
-    async def _pause(self) -> None:
-        try:
-            await asyncio.wait_for(self._stop.wait(), _TICK_S)
-        except TimeoutError:
-            return
 
     async def _settle(self, sent: Sent, counter: AnswerCounter) -> None:
         """Wait for the answers that are missing, for as long as they keep coming."""
@@ -250,69 +240,8 @@ class _Up:
                 return page
             await asyncio.sleep(_TICK_S / 2)
 
-    # -- interruptions ----------------------------------------------------------------------------------------
 
-    async def _unless_stopped(self, work: Coroutine[Any, Any, _T] | asyncio.Future[_T]) -> _T:
-        task, stop = asyncio.ensure_future(work), asyncio.create_task(self._stop.wait())
-        try:
-            await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise _Stopped
-            return task.result()
-        finally:
-            for pending in (task, stop):
-                pending.cancel()
-            await asyncio.gather(task, stop, return_exceptions=True)
-
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        """``work`` in a thread that a stop does not wait for: a fit cannot be interrupted."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[_T] = loop.create_future()
-
-        def body() -> None:
-            try:
-                result = work()
-            except BaseException as error:  # every failure belongs to the one who waits
-                self._deliver(loop, future.set_exception, error, future)
-            else:
-                self._deliver(loop, future.set_result, result, future)
-
-        self.busy = True
-        threading.Thread(target=body, daemon=True).start()
-        result = await self._unless_stopped(future)
-        self.busy = False
-        return result
-
-    @staticmethod
-    def _deliver(
-        loop: asyncio.AbstractEventLoop, deliver: Callable[[Any], None], value: Any, future: asyncio.Future[Any]
-    ) -> None:
-        def set_it() -> None:
-            if not future.done():
-                deliver(value)
-
-        try:
-            loop.call_soon_threadsafe(set_it)
-        except RuntimeError:  # the loop is closed: nobody waits any more
-            return
-
-
-_IMPORTED_S = time.monotonic()
-
-
-def seconds_since_start() -> float:
-    """Seconds since this process was started, or where the system does not tell, since this module was imported."""
-    try:
-        with open("/proc/self/stat", "rb") as stat:
-            fields = stat.read().rpartition(b")")[2].split()
-        started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
-    except (OSError, ValueError, IndexError, AttributeError):
-        return time.monotonic() - _IMPORTED_S
-
-
-def run(settings: Settings, schema: Schema, options: Options, state: StateDirectory, environment: Mapping[str, str]
-        ) -> int:  # fmt: skip
+def run(settings: Settings, schema: Schema, options: Options, state_dir: Path, environment: Mapping[str, str]) -> int:
     """Run a demonstration; returns the exit code: 0 if nothing was lost, 1 if something was, 130 if stopped early.
 
     Raises
@@ -320,7 +249,7 @@ def run(settings: Settings, schema: Schema, options: Options, state: StateDirect
     HeadraceError
         If it cannot begin, or a child dies.
     """
-    with state as place:
+    with StateDirectory(state_dir) as place:
         _log_to(place)
         for name in place.ended:
             log.warning("ended what an earlier run left behind: %s", name)
@@ -336,7 +265,7 @@ async def _main(
     settings: Settings, schema: Schema, options: Options, place: StateDirectory, environment: Mapping[str, str]
 ) -> tuple[int, bool]:
     up = _Up(settings, schema, options, place, environment)
-    return await up.run(), up.busy
+    return await up.run(), up.stop.busy
 
 
 def _log_to(place: StateDirectory) -> None:
@@ -360,5 +289,7 @@ def both_or_neither(kafka: bool, redis: bool) -> bool:
     """
     if kafka != redis:
         named, missing = ("--kafka", "--redis URL") if kafka else ("--redis", "--kafka HOST:PORT")
-        raise SettingsError([f"{named}: expected {missing} too; without either, `headrace up` starts servers of its own"])
+        raise SettingsError(
+            [f"{named}: expected {missing} too; without either, `headrace up` starts servers of its own"]
+        )
     return not kafka

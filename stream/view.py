@@ -11,16 +11,17 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from features.messages import Alert, Recommendation
+from features.messages import Alert
 from stream.answers import AnswerCounter
 from stream.render import ACTION_STYLES, printable
 from stream.replay import Sent
@@ -29,6 +30,7 @@ from stream.settings import Settings
 from stream.watch import read_titles
 
 Show = Callable[[Page | None], None]
+_T = TypeVar("_T")
 _WINDOW_S = 10.0
 _PLAIN_EVERY_S = 5.0
 _SIZE_MIN = (60, 24)
@@ -112,7 +114,7 @@ class View:
     def screen(self, width: int, height: int) -> list[Text]:
         """At most ``height`` lines of at most ``width`` characters; some 80 by 24 show everything."""
         left, right = self._events(), self._latencies()
-        middle = [self._beside(l, r) for l, r in zip(left, right, strict=True)]
+        middle = [self._beside(*both) for both in zip(left, right, strict=True)]
         foot = [self._dead_letters(), self._models(), self._where(), self._note()]
         free = max(0, height - len(middle) - len(foot) - 3)
         alerts = max(free * 2 // 3 // 2 * 2, 2)
@@ -128,7 +130,9 @@ class View:
         minutes, seconds = divmod(int(self._now_s - self._began_s), 60)
         text = Text("headrace ", style="bold cyan")
         done = self._glance.sent.messages
-        text.append(f"  {minutes}:{seconds:02}   {self._rate():,.0f} events/s   lag {self._lag():,}   ", style="default")
+        text.append(
+            f"  {minutes}:{seconds:02}   {self._rate():,.0f} events/s   lag {self._lag():,}   ", style="default"
+        )
         state = "all of history is replayed" if done >= self._glance.total else f"{done:,} of {self._glance.total:,}"
         return text.append(state, style="dim")
 
@@ -151,7 +155,8 @@ class View:
         lines += [Text(f"{name:13}{given:>11}{answered:>12}") for name, given, answered in rows]
         lines.append(Text(""))
         lines += [
-            Text.assemble((f"{action:13}", ACTION_STYLES[action]), f"{actions[action]:>23,}") for action in ACTION_STYLES
+            Text.assemble((f"{action:13}", ACTION_STYLES[action]), f"{actions[action]:>23,}")
+            for action in ACTION_STYLES
         ]
         return [*lines, Text("")]
 
@@ -167,7 +172,7 @@ class View:
 
     def _alerts(self, count: int) -> list[Text]:
         lines = []
-        for alert in _last(self._glance.counter.newest["alerts"], count):
+        for alert in _last(self._glance.counter.alerts, count):
             lines += self._alert(alert)
         return lines
 
@@ -182,8 +187,7 @@ class View:
 
     def _recommendations(self, count: int) -> list[Text]:
         lines = []
-        for answer in _last(self._glance.counter.newest["recommendations"], count):
-            assert isinstance(answer, Recommendation)
+        for answer in _last(self._glance.counter.recommended, count):
             line = Text(f"{printable(answer.session_id)} saw {self._title(answer.item_id)}: ")
             lines.append(line.append(", ".join(self._title(item.item_id) for item in answer.items[:4]), style="cyan"))
         return lines
@@ -214,7 +218,8 @@ class View:
         return Text("Ctrl-C stops everything", style="dim")
 
 
-def _last(values: Sequence[Alert | Recommendation] | deque[Alert], count: int) -> list[Alert]:
+def _last(values: Iterable[_T], count: int) -> list[_T]:
+    """The last ``count``, newest first."""
     return list(values)[-count:][::-1] if count > 0 else []
 
 

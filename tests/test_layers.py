@@ -19,7 +19,9 @@ _TEXT_SUFFIXES = {".py", ".toml", ".md", ".yml", ".yaml", ".json", ".lock", ".lu
 _MAY_IMPORT = {"features": set[str](), "trainer": {"features"}, "stream": {"features", "trainer.artifacts"}}
 _MORE_OF_TRAINER = {
     "stream/cli.py": "its commands run the trainer",
-    "stream/up.py": "simulates, trains and refits",
+    "stream/arrivals.py": "brings what arrives into the tables that the trainer fits on",
+    "stream/past.py": "simulates, reads and splits history for a demonstration",
+    "stream/training.py": "runs refits",
     "stream/replay.py": "reads history files to send them",
 }
 
