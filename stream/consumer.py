@@ -34,6 +34,7 @@ log = logging.getLogger("headrace.worker")
 _POLL_S = 0.25  # longest wait of one fetch, so that a failed cycle or a stop is noticed
 _POLL_INTERVAL_MS = 3_600_000  # a recovery may take as long as Redis is away; a dead worker misses heartbeats
 _BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
+_ASSIGNED = ServiceUnavailable("partitions were assigned")  # no failure: the usual reason to take over
 _RETRIED = (ServiceUnavailable, StateConflict, KafkaError)
 _LABELS_WAITING_MAX = 20_000  # per partition; above it the partition is paused
 
@@ -94,8 +95,8 @@ class FetchConsumer(driver.Consumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._taking_over = asyncio.Lock()
-        self._lost: BaseException | None = None  # why the partitions must be taken over again
+        self._lost: BaseException | None = _ASSIGNED  # why the partitions must be taken over
+        self._noted = ""  # the last failure that was told
 
     @property
     def context(self) -> WorkerContext:
@@ -108,18 +109,15 @@ class FetchConsumer(driver.Consumer):
     # -- assignment ---------------------------------------------------------------------------------------------
 
     async def perform_seek(self) -> None:
-        """Take over the assigned partitions and seek them to what Redis says is applied."""
-        try:
-            await self._take_over()
-        except (*_RETRIED, TimeoutError) as error:
-            self._lost = error  # the fetching loop tries again, as soon as Faust lets it
-        except HeadraceError as error:
-            self._stop_for(error)
+        """Leave the takeover to the fetching loop: Faust gives up for good on a seek that takes longer than 30 s."""
+        self._lost = _ASSIGNED
 
     async def _take_over(self) -> None:
-        async with self._taking_over:
-            await self._take_over_all(sorted(self.assignment()))
-            self._lost = None
+        """Take over the assigned partitions and seek them to what Redis says is applied."""
+        generation = self.app.consumer_generation_id
+        await self._take_over_all(sorted(self.assignment()))
+        if generation == self.app.consumer_generation_id:
+            self._lost = None  # else a rebalance came in between, and all begins again
 
     async def _take_over_all(self, assignment: Sequence[TP]) -> None:
         pipeline = self.context.pipeline
@@ -145,24 +143,32 @@ class FetchConsumer(driver.Consumer):
         log.info("reading %s", ", ".join(f"{tp.topic}-{tp.partition}@{seeks[tp.topic, tp.partition]}"
                                          for tp in assignment))  # fmt: skip
 
-    async def _regain(self, error: BaseException) -> None:
-        """Let go of everything and take it over again, for as long as it takes; says so once."""
-        self.context.metrics.recoveries.labels(failure_cause(error)).inc()
-        if isinstance(error, RedisUnavailable):
-            self.context.metrics.redis_errors.inc()
-        log.warning("%s; retrying, nothing is lost", error)
+    async def _regain(self, cause: BaseException | None) -> None:
+        """Let go of everything and take it over again, for as long as it takes; says so once, and when it is done."""
         tries = 0
         while self.flow_active and not self.should_stop:
+            if cause is not None:
+                self._note(cause, first=tries == 0)
             tries += 1
             try:
                 await self._take_over()
-            except (*_RETRIED, TimeoutError) as again:
-                if isinstance(again, RedisUnavailable):
-                    self.context.metrics.redis_errors.inc()
+            except (*_RETRIED, TimeoutError) as error:
                 await asyncio.sleep(_BACKOFF_S[min(tries, len(_BACKOFF_S)) - 1])
+                cause = error
                 continue
-            log.warning("back again after %d tries", tries)
+            if tries > 1:
+                log.warning("back again after %d tries", tries)
             return
+
+    def _note(self, cause: BaseException, *, first: bool) -> None:
+        metrics = self.context.metrics
+        metrics.ready.set(0)
+        if isinstance(cause, RedisUnavailable):
+            metrics.redis_errors.inc()
+        if first or self._noted != str(cause):
+            self._noted = str(cause)
+            metrics.recoveries.labels(failure_cause(cause)).inc()
+            log.warning("%s; retrying, nothing is lost", cause)
 
     def _stop_for(self, error: HeadraceError) -> None:
         """Stop the worker for an error that a retry cannot mend; the entry point prints it."""
@@ -180,7 +186,8 @@ class FetchConsumer(driver.Consumer):
             else:
                 try:
                     if self._lost is not None:
-                        await self._regain(self._lost)
+                        await self._regain(None if self._lost is _ASSIGNED else self._lost)
+                        continue
                     await self._one_fetch(self.context.pipeline)
                 except _RETRIED as error:
                     self._lost = error
@@ -227,9 +234,12 @@ class FetchConsumer(driver.Consumer):
 
     async def wait_empty(self) -> None:
         """Let the cycles in flight finish before partitions are given up; past the deadline they are read again."""
-        pipeline = self.context.pipeline
+        pipeline, worker = self.context.pipeline, self.context.settings.worker
+        # In a rebalance the group waits for this member only as long as a session; at the end nobody does.
+        limit_s = worker.drain_deadline_s if self.should_stop else min(worker.drain_deadline_s,
+                                                                       worker.session_timeout_s / 2)  # fmt: skip
         try:
-            await pipeline.drain(self.context.settings.worker.drain_deadline_s)
+            await pipeline.drain(limit_s)
         except (HeadraceError, TimeoutError) as error:
             log.warning("cycles in flight were given up (%r); they are read again", error)
             await pipeline.abandon()
