@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -32,6 +32,8 @@ from features.schema import ID_SEPARATOR, Entity, TransactionSchema
 
 TIME_MIN_MS = 946_684_800_000  # 2000-01-01
 TIME_MAX_MS = 4_102_444_800_000  # 2100-01-01
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
 _RANGE = "from 2000-01-01 up to 2100-01-01"
 
 
@@ -104,10 +106,7 @@ def parse_time_ms(value: str | int) -> int:
             raise BadEvent("wrong_type", f"time {value[:40]!r} is neither RFC 3339 nor epoch milliseconds") from None
         if moment.tzinfo is None:
             raise BadEvent("wrong_type", f"time {value[:40]!r} has no offset; end it with Z or +00:00")
-        try:
-            time_ms = round(moment.timestamp() * 1000)
-        except OverflowError:
-            time_ms = 0
+        time_ms = (moment - _EPOCH) // _MILLISECOND  # cut, not rounded, as history files are read
     if TIME_MIN_MS <= time_ms < TIME_MAX_MS:
         return time_ms
     hint = ""

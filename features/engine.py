@@ -8,6 +8,7 @@ No IO. The tables are changed in place, in the same way however the operations a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,6 +102,11 @@ class Folded:
     decided: Floats
 
 
+def _dense(array: NDArray[Any]) -> NDArray[Any]:
+    """The array in C order: one memory layout for every schema, so that what was compiled once serves them all."""
+    return np.ascontiguousarray(array)
+
+
 def fold(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations) -> Folded:
     """Emit the vector of each transaction as of just before it, and fold every operation, in order."""
     n, key = len(operations), tables[0]
@@ -109,13 +115,16 @@ def fold(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations)
     position, moves = np.zeros(n, np.int64), np.zeros((n, 4), np.int64)
     decided = np.full((n, 3), np.nan)
     o = operations
-    kernel.event_features(o.time, o.values, o.categories, x)
-    memory.recall(o.kind, o.time, o.event_hash, o.fraud, o.slots[:, 0], o.entity_hash[:, 1:], key.ints, key.floats,
+    values, categories, others, slots, views = map(
+        _dense, (o.values, o.categories, o.entity_hash[:, 1:], o.slots.T, o.views.T)
+    )
+    kernel.event_features(o.time, values, categories, x)
+    memory.recall(o.kind, o.time, o.event_hash, o.fraud, slots[0], others, key.ints, key.floats,
                   key.layout.dims, key.layout.memory_columns, repeat, position, moves, missed, decided,
                   x)  # fmt: skip
     for e, table in enumerate(tables):
         layout = table.layout
-        kernel.fold(o.kind, o.time, o.values, o.slots[:, e], o.views[:, e], repeat, moves, table.ints, table.floats,
+        kernel.fold(o.kind, o.time, values, slots[e], views[e], repeat, moves, table.ints, table.floats,
                     layout.dims, layout.hops_ms, layout.label_hops_ms, layout.count_columns, layout.field_columns,
                     layout.label_columns, layout.time_columns, x)  # fmt: skip
     return Folded(x, repeat, missed, position, decided)
@@ -125,7 +134,7 @@ def remember(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operati
              score: Floats, anomaly: Floats, action: Bytes) -> None:  # fmt: skip
     """Write the decisions of the operations into the memory; repeats get the decision of the first instead."""
     column = catalogue.ratio_column
-    ratio: NDArray[np.float64] = folded.x[:, column] if column >= 0 else np.full(len(operations), np.nan)
-    key = tables[0]
-    memory.remember(operations.kind, operations.event_hash, operations.slots[:, 0], folded.repeat, folded.position,
-                    folded.decided, ratio, key.ints, key.floats, key.layout.dims, score, anomaly, action)  # fmt: skip
+    ratio = _dense(folded.x[:, column]) if column >= 0 else np.full(len(operations), np.nan)
+    key, slots = tables[0], _dense(operations.slots[:, 0])
+    memory.remember(operations.kind, operations.event_hash, slots, folded.repeat, folded.position, folded.decided,
+                    ratio, key.ints, key.floats, key.layout.dims, score, anomaly, action)  # fmt: skip

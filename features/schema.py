@@ -20,6 +20,8 @@ from typing import Any
 
 from features.errors import SettingsError
 
+DURATION_MAX_MS = 3650 * 86_400_000
+LIMIT_MAX = 1e100  # its square still leaves room for a sum
 DURATION_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 AGGREGATES = ("count", "sum", "mean", "max", "std", "ratio", "zscore")
 TIME_UNITS = ("auto", "s", "ms", "us", "ns")
@@ -37,11 +39,13 @@ def parse_duration_ms(text: str) -> int:
     Raises
     ------
     ValueError
-        If ``text`` is not a positive whole number followed by one of s, m, h, d.
+        If ``text`` is not a positive whole number followed by one of s, m, h, d, or is more than ten years.
     """
     match = _DURATION.match(text)
-    if match is None or int(match[1]) == 0:
+    if match is None or match[1].strip("0") == "":
         raise ValueError(f"{text!r} is not a duration; write a whole number and s, m, h or d, for example '10m'")
+    if len(match[1]) > 12 or int(match[1]) * DURATION_MS[match[2]] > DURATION_MAX_MS:
+        raise ValueError(f"{text[:20]!r} is too long; at most 3650d")
     return int(match[1]) * DURATION_MS[match[2]]
 
 
@@ -138,9 +142,9 @@ class Schema:
 
     @property
     def hash(self) -> str:
-        """SHA-256 (first 16 hex digits) of all that decides a feature vector; file columns do not count."""
+        """SHA-256 (first 16 hex digits) of all that decides a feature vector; how id and times are called does not."""
         facts = asdict(self.transactions)
-        for name in ("columns", "time_unit", "label", "label_time"):
+        for name in ("columns", "time_unit", "id", "time", "label", "label_time"):
             del facts[name]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -228,8 +232,8 @@ def _entity(reader: _Reader, where: str, table: Any) -> Entity:
 
 
 def _number(reader: _Reader, where: str, value: Any, default: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-        reader.problem(where, f"{value!r} is not a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LIMIT_MAX:
+        reader.problem(where, f"{value!r} is not a number from {-LIMIT_MAX:g} to {LIMIT_MAX:g}")
         return default
     return float(value)
 
@@ -286,15 +290,33 @@ def _transactions(reader: _Reader, table: Mapping[str, Any]) -> TransactionSchem
         time_unit=reader.time_unit("transactions.time_unit", table.get("time_unit", "auto")),
     )
     fields = [*names.values(), *schema.id_fields, *(n.name for n in schema.numeric), *schema.categorical]
-    for name in sorted({name for name in fields if fields.count(name) > 1}):
+    for name in sorted({name for name in fields if fields.count(name) > 1 and name != "invalid"}):
         reader.problem("transactions", f"field {name!r} has two roles; each field has one")
-    if len({e.name for e in schema.entities}) != len(schema.entities):
-        reader.problem("transactions.entities", "two entities have the same name")
     if len(schema.entities) > 8:
         reader.problem("transactions.entities", f"{len(schema.entities)} entities; at most 8")
+    _name_features(reader, schema)
     columns = reader.columns("transactions.columns", table.get("columns", {}), [*fields, "session_id", "user_id"])
     object.__setattr__(schema, "columns", columns)
     return schema
+
+
+def _name_features(reader: _Reader, schema: TransactionSchema) -> None:
+    """Features are named by rule; names that would give two features one name are refused."""
+    for name in {*(n.name for n in schema.numeric), *schema.categorical} & {"hour", "weekday"}:
+        reader.problem("transactions", f"field {name!r} would name a feature event_{name}, which is taken; rename it")
+    names = [entity.name for entity in schema.entities if entity.name != "invalid"]
+    if "event" in names:
+        reader.problem("transactions.entities", "'event' names the features of the transaction itself; rename it")
+    if len(set(names)) != len(names):
+        reader.problem("transactions.entities", "two entities have the same name")
+    taken: dict[str, tuple[str, str]] = {}
+    for entity in dict.fromkeys(names):
+        for numeric in schema.numeric:
+            joined, pair = f"{entity}_{numeric.name}", (entity, numeric.name)
+            if taken.setdefault(joined, pair) != pair:
+                first = " and ".join(map(repr, taken[joined]))
+                reader.problem("transactions", f"entity and field {first} name the same features ({joined}_...) as "
+                                               f"{entity!r} and {numeric.name!r}; rename one")  # fmt: skip
 
 
 def _clicks(reader: _Reader, table: Mapping[str, Any]) -> ClickSchema:

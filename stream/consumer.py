@@ -158,6 +158,7 @@ class FetchConsumer(driver.Consumer):
                 continue
             if tries > 1:
                 log.warning("back again after %d tries", tries)
+            self._noted = ""
             return
 
     def _note(self, cause: BaseException, *, first: bool) -> None:

@@ -27,6 +27,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec.structs import replace
+
 from features.errors import RedisUnavailable, StateConflict, StateMissing
 from stream.lane import Lane, Output, Produced, Record, Tally, reached
 from stream.metrics import Metrics
@@ -44,13 +46,15 @@ Fetched = Mapping[Target, Sequence[Record]]
 class Station:
     """A lane with its store, and the applied head of each partition that this worker holds.
 
-    ``answered``: by partition, up to which input offsets the tails held answers when it was taken over.
+    By partition, ``answered``: up to which input offsets the tails held answers when it was taken over, and ``ends``:
+    where the tails ended then.
     """
 
     lane: Lane
     store: StateStore
     heads: dict[int, tuple[Head, bytes]]
     answered: dict[int, dict[str, int]] = field(default_factory=dict)
+    ends: dict[int, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,34 +112,40 @@ class Pipeline:
         self._accepting = True
         return seeks
 
+    async def _heads(self, station: Station, found: Mapping[int, bytes], bounds: Bounds) -> dict[int, Head]:
+        """The head that each partition stands at; a new one, and a newly named output, begins where the topics are."""
+        lane, heads = station.lane, dict[int, Head]()
+        for p, value in found.items():
+            where = station.store.key(p)
+            if value:
+                heads[p] = decode_head(value, schema=self._schema_hash, partitions=lane.partitions, where=where)
+                _check_bounds(lane, p, heads[p], bounds)
+            else:
+                _refuse_cold(lane, p, bounds, where)
+                offsets = {t: bounds.first.get((t, p), 0) for t in lane.topics}
+                heads[p] = Head(offsets, {}, self._schema_hash, lane.partitions)
+        missing = [(t, p) for p, head in heads.items() for t in lane.outputs if t not in head.outputs]
+        ends = await self._tails.ends(missing) if missing else {}
+        outputs = {p: {t: head.outputs.get(t, ends.get((t, p), 0)) for t in lane.outputs} for p, head in heads.items()}
+        return {p: replace(head, outputs=outputs[p]) for p, head in heads.items()}
+
     async def _take_over(self, station: Station, partitions: list[int], bounds: Bounds) -> dict[Target, int]:
         lane, store = station.lane, station.store
         values = await store.read({p: [HEAD] for p in partitions})
         found = {p: values[p][0] or b"" for p in partitions}
-        fresh = [p for p in partitions if not found[p]]
-        ends = await self._tails.ends([(t, p) for t in lane.outputs for p in fresh]) if fresh else {}
-        heads: dict[int, Head] = {}
-        for p in partitions:
-            where = store.key(p)
-            if found[p]:
-                head = decode_head(found[p], schema=self._schema_hash, partitions=lane.partitions, where=where)
-                _check_bounds(lane, p, head, bounds)
-            else:
-                _refuse_cold(lane, p, bounds, where)
-                offsets = {t: bounds.first.get((t, p), 0) for t in lane.topics}
-                outputs = {t: ends[t, p] for t in lane.outputs}
-                head = Head(offsets, outputs, self._schema_hash, lane.partitions)
-            heads[p] = head
+        heads = await self._heads(station, found, bounds)
         # A new writer in the head fences the earlier owner before its tails are read: it can no longer apply.
         fenced = {p: self._signed(head.offsets, head.outputs, lane) for p, head in heads.items()}
         await store.apply([Write(p, found[p], encode_head(fenced[p]), {}) for p in partitions])
         positions = {(t, p): o for p in partitions for t, o in fenced[p].outputs.items()}
+        await self._publisher.settle()
         tails = await self._tails.read(positions)
         seeks = {}
         for p in partitions:
             station.heads[p] = fenced[p], encode_head(fenced[p])
             lane.resume(p, fenced[p].offsets)
             station.answered[p] = lane.adopt(p, {t: tails[t, p] for t in lane.outputs})
+            station.ends[p] = {t: positions[t, p] + len(tails[t, p]) for t in lane.outputs}
             for topic in lane.topics:
                 seeks[topic, p] = self.applied[topic, p] = fenced[p].offsets.get(topic, bounds.first.get((topic, p), 0))
         return seeks
@@ -211,7 +221,7 @@ class Pipeline:
             for output in part.outputs:
                 outputs.setdefault((output.topic, part.partition), []).append(output)
         start = time.perf_counter()
-        pending = await self._publisher.start(outputs)
+        pending = await self._publisher.send(outputs)
         previous = self._tasks[-1] if self._tasks else None
         task = asyncio.create_task(self._finish(self._cycle, previous, pending, produced, tally, start))
         task.add_done_callback(lambda _: slots.release())
@@ -264,7 +274,8 @@ class Pipeline:
             # Answers to records that are not applied yet may lie before those of this cycle, from before a takeover:
             # the recorded positions stay, so that the next takeover finds them again.
             if reached(offsets, station.answered.get(part.partition, {})):
-                outputs = {t: positions.get((t, part.partition), o) for t, o in outputs.items()}
+                ends = station.ends.get(part.partition, {})
+                outputs = {t: positions.get((t, part.partition), max(o, ends.get(t, 0))) for t, o in outputs.items()}
             new = self._signed(offsets, outputs, station.lane)
             heads[part.partition] = new, encode_head(new)
             writes.append(Write(part.partition, expected, heads[part.partition][1], part.fields))

@@ -79,8 +79,8 @@ class EntityCache:
         """Partitions whose shard of ``id_`` is not held here."""
         return [p for p in range(partitions) if id_ not in self._shards.get(p, ())]
 
-    def build_view(self, id_: str, others: Mapping[int, bytes | None], now_s: float) -> None:
-        """Merge the shards held here with ``others`` (partition to state) into the view of ``id_``."""
+    def build_view(self, id_: str, others: Mapping[int, bytes | None], until_s: float) -> None:
+        """Merge the shards held here with ``others`` (partition to state) into the view of ``id_``, good for a time."""
         values = {p: value for p, value in others.items() if value}
         scratch = [self.rows.take() for _ in values]
         decode_rows(self.layout, list(values.values()), np.array(scratch, np.int64), self.rows.ints, self.rows.floats)
@@ -91,11 +91,13 @@ class EntityCache:
         self.rows.merge(np.array([parts[p] for p in sorted(parts)], np.int64), self._views[id_])
         for row in scratch:
             self.rows.give_back(row)
-        self._fresh_until[id_] = now_s + self.refresh_s
+        self._fresh_until[id_] = until_s
 
     def views(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """The view row of each id."""
         views = self._views
+        for id_ in dict.fromkeys(ids):
+            views[id_] = views.pop(id_)
         return np.array([views[id_] for id_ in ids], np.int64)
 
     def drop(self, partition: int) -> None:

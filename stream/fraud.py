@@ -7,6 +7,7 @@ the applied offset are skipped; what was emitted but not applied is folded again
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +24,19 @@ from features.kernel import LABEL, TRANSACTION
 from features.messages import ACTIONS, Alert, Decision
 from features.scoring import FraudModel
 from stream.entities import EntityCache
-from stream.intake import Intake, Part, Progress
-from stream.lane import Output, Produced, Record, Records, Tally, after_sources, reached, source_id
+from stream.intake import Emitted, Intake, Part, Progress
+from stream.lane import (
+    LetterId,
+    Output,
+    Produced,
+    Record,
+    Records,
+    Tally,
+    after_sources,
+    emitted_before,
+    reached,
+    source_id,
+)
 from stream.settings import Settings
 from stream.store import FIELDS_MAX
 from stream.vectors import VectorLog
@@ -80,15 +92,13 @@ class FraudLane:
         Returns the offset after the last input that was answered, by topic.
         """
         state = self._intake.partitions[partition]
-        sources = set()
+        sources: set[str] = set()
         for topic, values in emitted.items():
-            for value in values:
-                message = msgspec.json.decode(value)
-                name = "dead_letter_id" if topic == self._topic_names.dead_letters else "decision_id"
-                sources.add(message[name])
-                state.done.add(f"{topic} {message[name]}")
-                if topic == self._topic_names.decisions:
-                    state.emitted[message[name]] = msgspec.convert(message, Decision)
+            letters = topic == self._topic_names.dead_letters
+            found: Mapping[str, Any] = emitted_before(values, LetterId if letters else Emitted, self.topics)
+            state.done.update(f"{topic} {source}" for source in found)
+            state.emitted |= {} if letters else found
+            sources |= found.keys()
         state.answered = after_sources(sources)
         return state.answered
 
@@ -132,22 +142,23 @@ class FraudLane:
                 if missing:
                     found = values[part.partition]
                     cache.fill(part.partition, missing, [found[cache.field(id_)] for id_ in missing])
+            # Nobody else writes while this worker holds every partition: a view stays right until one is lost.
+            alone = len(self._intake.partitions) == self.partitions
             for id_ in stale:
-                cache.build_view(id_, others[id_], now_s)
+                cache.build_view(id_, others[id_], math.inf if alone else now_s + cache.refresh_s)
 
     def compute(self, work: list[Part], models: Any, cycle: int, tally: Tally) -> list[Produced]:
         """Fold and score everything, then decide; returns what each partition has to write."""
         if not work:
             return []
-        operations = self._operations(work, cycle)
+        operations, rows = self._operations(work, cycle)
         with tally.stage("features"):
             folded = engine.fold(self.catalogue, self._tables, operations)
-        rows = np.flatnonzero(operations.kind == TRANSACTION)
         x = np.ascontiguousarray(folded.x[rows])
         with tally.stage("model"):
             scored = self._score(models.fraud, x)
             records, positions = self._in_order(work)
-            self._adopt_emitted(work, records, scored)
+            self._adopt_emitted(records, scored)
             decided = self._remember(operations, folded, rows, scored)
         tally.labels_missed += int(folded.missed.sum())
         tally.duplicates += int(folded.repeat.sum())
@@ -165,8 +176,12 @@ class FraudLane:
         engine.remember(self.catalogue, self._tables, operations, folded, score, anomaly, action)
         return score[rows], anomaly[rows], action[rows]
 
-    def _operations(self, work: list[Part], cycle: int) -> Operations:
-        """The columns of all partitions end to end, each in its own order."""
+    def _operations(self, work: list[Part], cycle: int) -> tuple[Operations, NDArray[np.int64]]:
+        """The columns of all partitions merged by time, and where each partition's transactions lie among them.
+
+        Each partition keeps its own order. Merging matters to entities that several partitions share: one partition
+        after the other, the second would see the hours of the first as its past.
+        """
         parts: dict[str, list[NDArray[Any]]] = {name: [] for name in Operations.__slots__}
         for part in work:
             labels, batch, order = part.labels, part.batch, part.order
@@ -188,14 +203,19 @@ class FraudLane:
             }  # fmt: skip
             for name, column in columns.items():
                 parts[name].append(column[order])
-        operations = Operations(**{name: np.concatenate(columns) for name, columns in parts.items()})
+        clocks = np.concatenate([np.maximum.accumulate(time) for time in parts["time"]])
+        order = np.argsort(clocks, kind="stable")
+        places = np.empty(len(order), np.int64)
+        places[order] = np.arange(len(order))
+        rows = places[np.flatnonzero(np.concatenate(parts["kind"]) == TRANSACTION)]
+        operations = Operations(**{name: np.concatenate(columns)[order] for name, columns in parts.items()})
         for e, cache in enumerate(self.caches):
             if not cache.merged:
                 operations.views[:, e] = operations.slots[:, e]
-        return operations
+        return operations, rows
 
     def _in_order(self, work: list[Part]) -> tuple[list[Record], NDArray[np.int64]]:
-        """The transactions' records and label positions, in the order of the operations."""
+        """The transactions' records and label positions, partition by partition."""
         records: list[Record] = []
         positions = []
         for part in work:
@@ -213,15 +233,17 @@ class FraudLane:
         action = np.where(score >= block, 2, np.where(score >= review, 1, 0)).astype(np.int8)
         return score, anomaly, action
 
-    def _adopt_emitted(self, work: list[Part], records: list[Record], scored: _Scored) -> None:
+    def _adopt_emitted(self, records: list[Record], scored: _Scored) -> None:
         score, anomaly, action = scored
-        emitted = {id_: d for part in work for id_, d in self._intake.partitions[part.partition].emitted.items()}
-        if not emitted:
-            return
         for i, record in enumerate(records):
-            decision = emitted.get(source_id(record))
+            decision = self._emitted(record)
             if decision is not None:
                 score[i], anomaly[i], action[i] = decision.score, decision.anomaly, ACTIONS.index(decision.action)
+
+    def _emitted(self, record: Record) -> Emitted | None:
+        """What an earlier owner, or this one before it had to start over, has said about a transaction."""
+        emitted = self._intake.partitions[record.partition].emitted
+        return emitted.get(source_id(record)) if emitted else None
 
     def _produced(self, work: list[Part], records: list[Record], decided: _Decided, models: Any, tally: Tally
                   ) -> list[Produced]:  # fmt: skip
@@ -250,7 +272,7 @@ class FraudLane:
         topics, batch = self._topic_names, part.batch
         action = ACTIONS[decided.action[i]]
         reasons = models.fraud.reasons(decided.x[i]) if action != "allow" else []
-        source = source_id(record)
+        source, emitted = source_id(record), self._emitted(record)
         tally.add(tally.actions, action)
         tally.timestamps.setdefault("decision", []).append(record.timestamp)
         facts = {
@@ -261,7 +283,7 @@ class FraudLane:
             "score": float(decided.score[i]),
             "anomaly": float(decided.anomaly[i]),
             "action": action,
-            "model_version": models.version,
+            "model_version": models.version if emitted is None else emitted.model_version,
             "label_position": int(decided.positions[i]),
             "duplicate": bool(decided.repeat[i]),
         }
@@ -284,7 +306,7 @@ class FraudLane:
 
 @dataclass(frozen=True, slots=True)
 class _Decided:
-    """Columns of the transactions of a cycle in the order of the operations."""
+    """Columns of the transactions of a cycle, partition by partition."""
 
     x: NDArray[np.float64]
     score: NDArray[np.float64]

@@ -13,14 +13,15 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from features.decode import Bad, LabelDecoder, Limits, TransactionBatch, TransactionDecoder
 from features.hashing import partitions_of
-from features.messages import Decision
+from features.messages import Action
 from features.schema import TransactionSchema
-from stream.lane import Output, Record, Records, Tally, refuse
+from stream.lane import Output, Record, Records, Tally, refuse, source_id
 from stream.settings import Settings
 
 
@@ -37,9 +38,20 @@ class Waiting:
     bad: Bad | None = None
 
 
+class Emitted(msgspec.Struct, frozen=True):
+    """What counts of a decision or an alert that was emitted and not applied; either may have come alone."""
+
+    decision_id: str
+    score: float
+    anomaly: float
+    action: Action
+    model_version: str
+    label_position: int
+
+
 @dataclass(slots=True)
 class Progress:
-    """Where a partition stands: offsets decoded so far, the newest times seen, labels that wait.
+    """Where a partition stands: offsets decoded so far, the newest times seen, labels and transactions that wait.
 
     And until ``answered`` is reached, what an earlier owner emitted: ``done`` (topic and source) and decisions.
     """
@@ -48,7 +60,8 @@ class Progress:
     clock: int = 0
     label_clock: int = 0
     labels: deque[Waiting] = field(default_factory=deque)
-    emitted: dict[str, Decision] = field(default_factory=dict)
+    held: list[Record] = field(default_factory=list)
+    emitted: dict[str, Emitted] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
     answered: dict[str, int] = field(default_factory=dict)
 
@@ -89,7 +102,7 @@ class Intake:
         parts = []
         for partition, state in self.partitions.items():
             records = fetched.get(partition, {})
-            if records or state.labels:
+            if records or state.labels or state.held:
                 part = self._take(partition, state, records, lagging.get(partition, False), tally)
                 if part is not None:
                     parts.append(part)
@@ -97,44 +110,68 @@ class Intake:
 
     def _take(self, partition: int, state: Progress, records: Records, lagging: bool, tally: Tally) -> Part | None:
         outputs: list[Output] = []
-        fresh = self._fresh(state, records.get(self._transactions, ()), self._transactions)
-        batch = self._decode_transactions([r.value for r in fresh], [r.timestamp for r in fresh])
-        self._check_partition(batch, partition)
+        self._queue_labels(partition, state, records.get(self._labels, ()), tally)
+        fresh, batch, pinned = self._transactions_ready(partition, state, records)
         for bad in batch.bad:
             refuse(fresh[bad.index], bad, self._dead_letters, outputs, tally)
-        self._queue_labels(partition, state, records.get(self._labels, ()), tally)
         clocks = np.maximum.accumulate(np.concatenate([[state.clock], batch.time]))[1:]
         if len(clocks):
             state.clock = int(clocks[-1])
-        labels = self._due_labels(state, lagging)
+        labels = self._due_labels(state, lagging or bool(state.held), int(pinned.max(initial=-1)))
         if not fresh and not labels:
             return None
         tally.add(tally.events, "transactions", len(fresh))
         tally.add(tally.events, "labels", len(labels))
         tally.unknown_fields += batch.unknown_fields
-        offsets = dict(state.offsets)
-        if fresh:
-            offsets[self._transactions] = fresh[-1].offset + 1
-        before = [state.offsets.get(self._labels, 0), *(label.record.offset + 1 for label in labels)]
-        offsets[self._labels] = before[-1]
-        state.offsets = offsets
         for label in labels:
             if label.bad is not None:
                 refuse(label.record, label.bad, self._dead_letters, outputs, tally)
+        before = [state.offsets.get(self._labels, 0), *(label.record.offset + 1 for label in labels)]
+        state.offsets = state.offsets | {self._labels: before[-1]}
+        if fresh:
+            state.offsets[self._transactions] = fresh[-1].offset + 1
         good = [i for i, label in enumerate(labels) if label.bad is None]
-        label_clocks = np.array([labels[i].clock for i in good], np.int64)
-        order = np.argsort(np.concatenate([clocks, label_clocks]), kind="stable")
-        # The labels seen by a transaction are all those with a clock below its own, bad ones included.
-        all_clocks = np.array([label.clock for label in labels], np.int64)
-        positions = np.array(before, np.int64)[np.searchsorted(all_clocks, clocks, side="left")]
+        seen = _labels_seen(clocks, labels, pinned)
         kept = [labels[i] for i in good]
-        entities = [[*batch.entities[e], *(label.entities[e] for label in kept)] for e in range(self._entities)]
-        records_kept = [fresh[i] for i in batch.rows]
-        return Part(partition, offsets, outputs, records_kept, batch, kept, order, positions, entities)
+        return Part(
+            partition=partition,
+            offsets=dict(state.offsets),
+            outputs=outputs,
+            records=[fresh[i] for i in batch.rows],
+            batch=batch,
+            labels=kept,
+            # A transaction comes after the labels that it has seen, and before the others.
+            order=np.argsort(np.concatenate([2 * seen, 2 * np.array(good, np.int64) + 1]), kind="stable"),
+            positions=np.array(before, np.int64)[seen],
+            entities=[[*batch.entities[e], *(label.entities[e] for label in kept)] for e in range(self._entities)],
+        )
 
-    def _fresh(self, state: Progress, records: Sequence[Record], topic: str) -> list[Record]:
-        applied = state.offsets.get(topic, 0)
-        return [record for record in records if record.offset >= applied]
+    def _transactions_ready(self, partition: int, state: Progress, records: Records
+                            ) -> tuple[list[Record], TransactionBatch, NDArray[np.int64]]:  # fmt: skip
+        """The transactions of this cycle, decoded, and the label position that each was emitted with (-1: none).
+
+        One that was emitted before a takeover waits, with all after it, until the labels that it has seen are here.
+        """
+        applied = state.offsets.get(self._transactions, 0)
+        new = [record for record in records.get(self._transactions, ()) if record.offset >= applied]
+        fresh = [*state.held, *new]
+        fresh, state.held = fresh[: self._records_max], fresh[self._records_max :]
+        batch = self._decoded(fresh, partition)
+        pinned = np.full(len(batch.rows), -1, np.int64)
+        if state.emitted:
+            here = state.labels[-1].record.offset + 1 if state.labels else state.offsets.get(self._labels, 0)
+            for i, row in enumerate(batch.rows):
+                emitted = state.emitted.get(source_id(fresh[row]))
+                if emitted is not None and emitted.label_position > here:
+                    fresh, state.held = fresh[:row], [*fresh[row:], *state.held]
+                    return fresh, self._decoded(fresh, partition), pinned[:i]
+                pinned[i] = -1 if emitted is None else emitted.label_position
+        return fresh, batch, pinned
+
+    def _decoded(self, records: list[Record], partition: int) -> TransactionBatch:
+        batch = self._decode_transactions([r.value for r in records], [r.timestamp for r in records])
+        self._check_partition(batch, partition)
+        return batch
 
     def _check_partition(self, batch: TransactionBatch, partition: int) -> None:
         """Move events whose key belongs to another partition from the good to the bad ones."""
@@ -176,8 +213,19 @@ class Intake:
             state.labels.append(Waiting(record, state.label_clock, batch.event_id[i], entities, time,
                                          int(batch.fraud[i])))  # fmt: skip
 
-    def _due_labels(self, state: Progress, lagging: bool) -> list[Waiting]:
+    def _due_labels(self, state: Progress, lagging: bool, position: int) -> list[Waiting]:
+        """Labels below ``position``, and those that the transactions' clock has passed; all where none lags."""
         due: list[Waiting] = []
-        while state.labels and len(due) < self._records_max and (not lagging or state.labels[0].clock < state.clock):
+        while state.labels and len(due) < self._records_max:
+            label = state.labels[0]
+            if lagging and label.record.offset >= position and label.clock >= state.clock:
+                break
             due.append(state.labels.popleft())
         return due
+
+
+def _labels_seen(clocks: NDArray[np.int64], labels: Sequence[Waiting], pinned: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many of ``labels`` come before each transaction: those of an earlier time, or as it was emitted; int64[n]."""
+    by_clock = np.searchsorted([label.clock for label in labels], clocks, side="left")
+    by_offset = np.searchsorted([label.record.offset for label in labels], pinned, side="left")
+    return np.maximum.accumulate(np.where(pinned >= 0, by_offset, by_clock)).astype(np.int64)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -21,6 +21,13 @@ from features.decode import Bad
 from features.messages import DeadLetter
 
 DEAD_LETTER_BYTES = 65_536
+_Message = TypeVar("_Message", bound=msgspec.Struct)
+
+
+class LetterId(msgspec.Struct, frozen=True):
+    """Of a dead letter, its source."""
+
+    dead_letter_id: str
 
 
 class Record(Protocol):
@@ -134,6 +141,23 @@ def after_sources(sources: Iterable[str]) -> dict[str, int]:
         topic, _, offset = source.rsplit(":", 2)
         after[topic] = max(after.get(topic, 0), int(offset) + 1)
     return after
+
+
+def emitted_before(values: Iterable[bytes], kind: type[_Message], topics: Iterable[str]) -> dict[str, _Message]:
+    """Messages of an output's tail that answer one of ``topics``, by the source in their first field.
+
+    What is not of ``kind`` is somebody else's, and so is what answers another lane's input.
+    """
+    found: dict[str, _Message] = {}
+    for value in values:
+        try:
+            message = msgspec.json.decode(value, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+        source = getattr(message, kind.__struct_fields__[0])
+        if source.count(":") >= 2 and source.rsplit(":", 2)[0] in topics:
+            found[source] = message
+    return found
 
 
 def reached(offsets: Mapping[str, int], wanted: Mapping[str, int]) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features.errors import ArtifactError, ArtifactMissing
+from features.errors import ArtifactCorrupt, ArtifactError, ArtifactMismatch, ArtifactMissing
 from features.neighbours import Neighbours
 from features.scoring import FraudModel
 from stream.metrics import Metrics
@@ -85,8 +85,8 @@ class ModelHolder:
         try:
             await asyncio.to_thread(artifacts.verify_in_child, self._root, version, self._schema_hash, _VERIFY_S)
             served = await asyncio.to_thread(load_served, self._root, version, self._schema_hash)
-        except ArtifactError:
-            self._refused.add(version)
+        except (ArtifactCorrupt, ArtifactMismatch):
+            self._refused.add(version)  # it will not get better; anything else is tried again
             raise
         old = self.current
         if (old.fraud is None, old.neighbours is None) != (served.fraud is None, served.neighbours is None):

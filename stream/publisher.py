@@ -7,50 +7,102 @@ been written: the caller drops its state and reads the partitions' tails before 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import (
+    KafkaError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    TopicAuthorizationFailedError,
+)
 
-from features.errors import ServiceUnavailable
+from features.errors import HeadraceError, ServiceUnavailable, TopicError
 from stream.lane import Output
 
 Target = tuple[str, int]
+_STOP_S = 10.0
+_FINAL = (MessageSizeTooLargeError, RecordListTooLargeError, TopicAuthorizationFailedError)
 Pending = tuple[Target, int, "asyncio.Future[Any]"]  # partition, messages, acknowledgement
 
 
 class Publisher:
-    """Whole batches to given partitions, in order."""
+    """Whole batches to given partitions, in order, through a producer that :meth:`settle` replaces once it failed."""
 
-    def __init__(self, producer: AIOKafkaProducer) -> None:
-        self._producer = producer
+    def __init__(self, connect: Callable[[], Awaitable[AIOKafkaProducer]]) -> None:
+        self._connect = connect
+        self._producer: AIOKafkaProducer | None = None
+        self._open: set[asyncio.Future[Any]] = set()
+        self._spoilt = False
 
-    async def start(self, outputs: Mapping[Target, Sequence[Output]]) -> list[Pending]:
+    async def start(self) -> None:
+        """Connect."""
+        self._producer = await self._connect()
+        self._spoilt = False
+
+    async def stop(self) -> None:
+        """Disconnect."""
+        if self._producer is not None:
+            producer, self._producer = self._producer, None
+            with suppress(TimeoutError, KafkaError):
+                await asyncio.wait_for(producer.stop(), _STOP_S)
+
+    async def settle(self) -> None:
+        """Wait until no batch is on its way any more, so that nothing of a cycle that was given up arrives later.
+
+        A producer with a failed batch is replaced: an idempotent one has a gap in its sequence and stays refused.
+
+        Raises
+        ------
+        ServiceUnavailable
+            If Kafka cannot be reached.
+        """
+        if self._open:
+            await asyncio.wait(set(self._open), timeout=_STOP_S)
+        if self._open or self._spoilt or self._producer is None:
+            await self.stop()
+            self._open.clear()
+            await self.start()
+
+    async def send(self, outputs: Mapping[Target, Sequence[Output]]) -> list[Pending]:
         """Hand over all messages; returns each batch's target, size and acknowledgement."""
         pending: list[Pending] = []
-        try:
-            for target, messages in outputs.items():
-                topic, partition = target
-                batch, size = self._producer.create_batch(), 0
-                for message in messages:
-                    if batch.append(key=message.key, value=message.value, timestamp=None) is None:
-                        pending.append((target, size, await self._send(batch, topic, partition)))
-                        batch, size = self._producer.create_batch(), 0
-                        if batch.append(key=message.key, value=message.value, timestamp=None) is None:
-                            raise ServiceUnavailable(
-                                f"an answer of {len(message.value)} bytes for {topic} does not fit a batch"
-                            )
-                    size += 1
-                if size:
-                    pending.append((target, size, await self._send(batch, topic, partition)))
-        except KafkaError as error:
-            raise ServiceUnavailable(f"Kafka refused an answer: {error!r}") from None
+        for (topic, partition), messages in outputs.items():
+            batch, size = self._new_batch(), 0
+            for message in messages:
+                if not _append(batch, message):
+                    pending.append(((topic, partition), size, await self._send(batch, topic, partition)))
+                    batch, size = self._new_batch(), 0
+                    if not _append(batch, message):
+                        raise TopicError(f"an answer of {len(message.value)} bytes for {topic} does not fit a batch")
+                size += 1
+            if size:
+                pending.append(((topic, partition), size, await self._send(batch, topic, partition)))
         return pending
 
-    async def _send(self, batch: object, topic: str, partition: int) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = await self._producer.send_batch(batch, topic, partition=partition)
+    def _new_batch(self) -> Any:
+        if self._producer is None:
+            raise ServiceUnavailable("the connection to Kafka is being replaced")
+        return self._producer.create_batch()
+
+    async def _send(self, batch: Any, topic: str, partition: int) -> asyncio.Future[Any]:
+        if self._producer is None:
+            raise ServiceUnavailable("the connection to Kafka is being replaced")
+        try:
+            future: asyncio.Future[Any] = await self._producer.send_batch(batch, topic, partition=partition)
+        except KafkaError as error:
+            self._spoilt = True
+            raise _refusal(topic, error) from None
+        self._open.add(future)
+        future.add_done_callback(self._landed)
         return future
+
+    def _landed(self, future: asyncio.Future[Any]) -> None:
+        self._open.discard(future)
+        # Looking at the exception also keeps asyncio from complaining about those of abandoned cycles.
+        self._spoilt = self._spoilt or future.cancelled() or future.exception() is not None
 
     @staticmethod
     async def acknowledged(pending: Sequence[Pending]) -> dict[Target, int]:
@@ -60,13 +112,25 @@ class Publisher:
         ------
         ServiceUnavailable
             If Kafka did not take one of them.
+        TopicError
+            If it never will: the answer is too large, or writing is not allowed.
         """
-        results = await asyncio.gather(*(future for _, _, future in pending), return_exceptions=True)
+        results = await asyncio.gather(*(asyncio.shield(future) for _, _, future in pending), return_exceptions=True)
         positions: dict[Target, int] = {}
         for (target, size, _), result in zip(pending, results, strict=True):
             if isinstance(result, KafkaError):
-                raise ServiceUnavailable(f"Kafka did not acknowledge answers for {target[0]}: {result!r}")
+                raise _refusal(target[0], result)
             if isinstance(result, BaseException):
                 raise result
             positions[target] = result.offset + size
         return positions
+
+
+def _append(batch: Any, message: Output) -> bool:
+    return batch.append(key=message.key, value=message.value, timestamp=None) is not None
+
+
+def _refusal(topic: str, error: KafkaError) -> HeadraceError:
+    if isinstance(error, _FINAL):
+        return TopicError(f"Kafka refuses answers for {topic}, and a retry does not mend it: {error!r}")
+    return ServiceUnavailable(f"Kafka did not take answers for {topic}: {error!r}")

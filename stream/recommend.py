@@ -23,12 +23,30 @@ from features.decode import Bad, ClickBatch, ClickDecoder, Limits
 from features.errors import StateMismatch
 from features.hashing import hash_strings, partitions_of
 from features.messages import Recommendation, RecommendedItem
-from stream.lane import Output, Produced, Record, Records, Tally, after_sources, reached, refuse, source_id
+from stream.lane import (
+    LetterId,
+    Output,
+    Produced,
+    Record,
+    Records,
+    Tally,
+    after_sources,
+    emitted_before,
+    reached,
+    refuse,
+    source_id,
+)
 from stream.settings import Settings
 
 SESSION_ITEMS = 20
 SESSION_VERSION = 1
 _CLICK = struct.Struct("<QQq")
+
+
+class _AnswerId(msgspec.Struct, frozen=True):
+    """Of a recommendation, its source."""
+
+    recommendation_id: str
 
 
 @dataclass(slots=True)
@@ -116,11 +134,11 @@ class RecommendLane:
         Returns the offset after the last input that was answered, by topic.
         """
         state = self._partitions[partition]
-        sources = set()
+        sources: set[str] = set()
         for topic, values in emitted.items():
-            name = "dead_letter_id" if topic == self._topic_names.dead_letters else "recommendation_id"
-            found = [msgspec.json.decode(value)[name] for value in values]
-            sources.update(found)
+            kind = LetterId if topic == self._topic_names.dead_letters else _AnswerId
+            found = emitted_before(values, kind, self.topics)
+            sources |= found.keys()
             state.done.update(f"{topic} {source}" for source in found)
         state.answered = after_sources(sources)
         return state.answered

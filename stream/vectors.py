@@ -6,6 +6,7 @@ cycles that failed are logged too; the last one of a source counts. For tests an
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class VectorLog:
     def append(self, sources: Sequence[str], label_positions: NDArray[np.int64], x: NDArray[np.float64]) -> None:
         """Log n vectors, ``x`` float64[n, features], with their sources and label positions (int64[n])."""
         if len(sources):
-            path = self._directory / f"{self._number:09d}.npz"
+            path = self._directory / f"{self._number:09d}-{os.getpid()}.npz"
             np.savez(path, source=np.array(sources, np.str_), label_position=label_positions, x=x)
             self._number += 1
 

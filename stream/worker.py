@@ -59,13 +59,13 @@ class Parts:
     """Everything with a connection, to be closed at the end."""
 
     redis: RedisClient
-    producer: AIOKafkaProducer
+    publisher: Publisher
     tails: TailReader
     models: ModelHolder
 
     async def close(self) -> None:
         """Close all connections."""
-        await self.producer.stop()
+        await self.publisher.stop()
         await self.tails.stop()
         await self.redis.aclose()
 
@@ -121,10 +121,11 @@ async def _connect(settings: Settings, metrics: Metrics, schema_hash: str) -> Pa
     redis = redis_client(settings.redis)
     await _patiently("Redis", lambda: check_redis(redis, settings.redis))
     await _patiently("Kafka", lambda: _require_topics(settings))
-    producer = await _patiently("Kafka", lambda: _started_producer(settings.kafka))
+    publisher = Publisher(lambda: _started_producer(settings.kafka))
+    await _patiently("Kafka", publisher.start)
     tails = TailReader(settings.kafka)
     await _patiently("Kafka", tails.start)
-    return Parts(redis, producer, tails, models)
+    return Parts(redis, publisher, tails, models)
 
 
 async def _require_topics(settings: Settings) -> None:
@@ -199,7 +200,7 @@ def run(settings: Settings, schema: Schema) -> None:
     lanes = _lanes(settings, schema, parts.models)
     stations = [Station(lane, StateStore(parts.redis, settings.redis, settings.worker.group, lane.name), {})
                 for lane in lanes]  # fmt: skip
-    pipeline = Pipeline(stations, Publisher(parts.producer), parts.tails, parts.models, metrics, schema.hash,
+    pipeline = Pipeline(stations, parts.publisher, parts.tails, parts.models, metrics, schema.hash,
                         settings.worker.cycles_in_flight)  # fmt: skip
     app = _app(settings, loop)
     app.transport = FetchTransport(app.conf.broker_consumer, app)

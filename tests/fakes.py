@@ -116,7 +116,10 @@ class MemoryPublisher:
         self.logs = logs
         self.fault = ""
 
-    async def start(self, outputs: Mapping[Target, Sequence[Output]]) -> Any:
+    async def settle(self) -> None:
+        """As Publisher."""
+
+    async def send(self, outputs: Mapping[Target, Sequence[Output]]) -> Any:
         """As Publisher."""
         fault, self.fault = self.fault, ""
         for number, (target, messages) in enumerate(outputs.items()):

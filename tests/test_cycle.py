@@ -63,6 +63,14 @@ def test_fetches_of_any_size_and_caches_of_any_size_give_the_same_answers_and_st
     asyncio.run(run())
 
 
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == pytest.approx(other, rel=1e-12) if isinstance(one, float) else one == other)
+
+
 @pytest.mark.parametrize("partitions", [1, 3])
 @pytest.mark.parametrize("counts", [1, 10])
 def test_a_cache_that_holds_next_to_nothing_changes_nothing(partitions: int, counts: int) -> None:
@@ -77,7 +85,8 @@ def test_a_cache_that_holds_next_to_nothing_changes_nothing(partitions: int, cou
 
     async def both() -> None:
         large, small = await run(10_000), await run(1)
-        assert facts(large) == facts(small)
+        # A view that was built again adds the shards' sums in another order: the last bits of a mean may differ.
+        assert _same(facts(large), facts(small))
         assert large.state() == small.state()
 
     asyncio.run(both())

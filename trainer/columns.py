@@ -125,7 +125,7 @@ def numbers(column: pa.Array, numeric: Numeric) -> Parsed:
     elif pa.types.is_temporal(column.type) or pa.types.is_nested(column.type):
         raise ValueError(f"is of type {column.type}, which is no number")
     values = column.cast(pa.float64(), safe=False)
-    values = pc.if_else(pc.is_nan(values), None, values)
+    values = pc.add(pc.if_else(pc.is_nan(values), None, values), 0.0)  # turns -0.0 into 0.0, as live does
     if numeric.required:
         faults["missing_field"] = _mask(pc.is_null(values)) & ~faults.get("wrong_type", np.zeros(len(values), bool))
     inside = pc.and_(pc.greater_equal(values, numeric.minimum), pc.less_equal(values, numeric.maximum))
