@@ -120,8 +120,9 @@ def test_a_number_of_any_size_is_a_dead_letter_or_an_id(number: str, field: str)
 
 @pytest.mark.parametrize(
     ("changes", "code"),
-    [({"is_fraud": 2}, "number_out_of_range"), ({"is_fraud": -1}, "number_out_of_range"), ({"is_fraud": "1"}, "wrong_type"),
-     ({"is_fraud": None}, "wrong_type"), ({"label_time": 5}, "time_out_of_range"), ({"card_id": ""}, "invalid_id")],
+    [({"is_fraud": 2}, "number_out_of_range"), ({"is_fraud": -1}, "number_out_of_range"),
+     ({"is_fraud": "1"}, "wrong_type"), ({"is_fraud": None}, "wrong_type"), ({"label_time": 5}, "time_out_of_range"),
+     ({"card_id": ""}, "invalid_id")],
 )  # fmt: skip
 def test_each_kind_of_bad_label_has_its_reason(changes: dict[str, Any], code: str) -> None:
     assert reason(LABEL | changes, LABELS)[0] == code
