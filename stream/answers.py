@@ -101,7 +101,7 @@ class AnswerCounter:
             for marks in self._marks.values():
                 marks.begin(place.topic, place.partition, ranges[place][1])
         async with kafka_errors(self._kafka):
-            self._consumer = kafka_consumer(self._kafka, fetch_max_wait_ms=20)
+            self._consumer = kafka_consumer(self._kafka, fetch_max_wait_ms=100)
             await self._consumer.start()
             self._consumer.assign(outputs)
             for place in outputs:
