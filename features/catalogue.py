@@ -6,9 +6,9 @@ In: a :class:`~features.schema.TransactionSchema`. Out: :class:`Catalogue`, the 
 Time is cut into tiles. A window ``w`` has ``TILES`` hops of ``ceil(w / TILES)``, and its value at time t covers the
 whole tiles from the one that holds ``t - TILES * hop`` to the one that holds t: at least ``[t - w, t]``, and less than
 13 hops before t, so at most a hop too much. A row keeps ``RING`` tiles up to the newest event of its entity. An event
-that is late against that one may also see up to one hop ahead of its own time; up to ``RING - TILES`` = 3 hops late it
-sees its whole window, later than that only the part that is still kept. A late event counts in every window of a later
-one that it lies in. An entity that had neither event nor label for twice its longest window starts anew.
+that is late against that one may also see up to one hop ahead of its own time; up to ``RING - TILES - 1`` = 3 hops
+late it sees its whole window, later than that only the part that is still kept. A late event counts in every window
+of a later one that it lies in. An entity that had neither event nor label for twice its longest window starts anew.
 """
 
 from __future__ import annotations

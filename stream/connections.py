@@ -21,7 +21,7 @@ from aiokafka.helpers import create_ssl_context
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
 from features.errors import RedisUnavailable, ServiceUnavailable, SettingsError, StateError
 from stream.settings import KafkaSettings, RedisSettings
@@ -181,7 +181,8 @@ async def redis_errors(redis: RedisSettings) -> AsyncIterator[None]:
         yield
     except (TimeoutError, RedisError, OSError) as error:
         where = redis.url.partition("?")[0]
-        if isinstance(error, AuthenticationError) or str(error).startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
+        refused = isinstance(error, AuthenticationError | NoPermissionError)
+        if refused or str(error).startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
             hint = "check redis.username, redis.password and the user's ACL"
         else:
             hint = "is it running, and is redis.url right?"

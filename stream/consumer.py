@@ -12,7 +12,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import aiokafka
@@ -53,6 +53,9 @@ class HeadraceApp(faust.App):
     """Faust's app, which carries the worker's own parts to the consumer that Faust builds."""
 
     context: WorkerContext
+
+    def _create_directories(self) -> None:
+        """No directories: Faust would keep tables there, and there are none."""
 
 
 class FetchThread(driver.AIOKafkaConsumerThread):
@@ -254,11 +257,14 @@ class FetchConsumer(driver.Consumer):
     def _new_offset(self, tp: TP) -> int | None:
         return self.context.pipeline.applied.get((tp.topic, tp.partition))
 
-    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+    async def force_commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
+        """Faust's commit, every second; the gauges are set also when there is nothing to commit."""
         metrics, pipeline = self.context.metrics, self.context.pipeline
-        metrics.set_lag({(tp.topic, tp.partition): max(self._end(tp) - offset, 0) for tp, offset in offsets.items()})
+        metrics.set_lag(
+            {target: max(self._end(TP(*target)) - offset, 0) for target, offset in pipeline.applied.items()}
+        )
         metrics.set_caches({name: held for station in pipeline.stations for name, held in station.lane.held().items()})
-        return bool(await super()._commit(offsets))
+        return bool(await super().force_commit(topics, start_new_transaction))
 
     def verify_event_path(self, now: float, tp: TP) -> None:
         """Faust's livelock detector watches agents; there are none."""
@@ -273,7 +279,7 @@ class FetchTransport(driver.Transport):
 def overridden() -> Iterable[tuple[type, str]]:
     """The private methods of faust-streaming that this module relies on, for the test that pins them."""
     for name in ("perform_seek", "_drain_messages", "wait_empty", "_filter_tps_with_pending_acks", "_new_offset",
-                 "_commit", "_getmany", "_get_active_partitions", "_new_consumer_thread"):  # fmt: skip
+                 "force_commit", "_getmany", "_get_active_partitions", "_new_consumer_thread"):  # fmt: skip
         yield driver.Consumer, name
     for name in ("_create_worker_consumer", "_ensure_consumer"):
         yield driver.AIOKafkaConsumerThread, name

@@ -82,6 +82,21 @@ class StateStore:
             replies: list[Any] = await pipe.execute()
         return dict(zip(wanted, replies, strict=True))
 
+    async def begin_with(self, partition: int, fields: Mapping[bytes, bytes]) -> bool:
+        """Give a partition that has no state yet the state of its history; whether it was done.
+
+        There is no head yet, so whoever takes the partition over first makes one; a partition with state is left alone.
+        """
+        async with redis_errors(self._settings), self._redis.pipeline(transaction=False) as pipe:
+            if await self._redis.exists(self.key(partition)):
+                return False
+            names = list(fields)
+            for start in range(0, len(names), FIELDS_MAX):
+                chunk = names[start : start + FIELDS_MAX]
+                _ = pipe.hset(self.key(partition), mapping={name: fields[name] for name in chunk})
+            await pipe.execute()
+        return True
+
     async def apply(self, writes: Sequence[Write]) -> None:
         """Write every partition's fields and head, if its head is still the expected one.
 

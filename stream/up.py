@@ -29,8 +29,10 @@ from pathlib import Path
 from features.errors import SettingsError
 from features.schema import Schema
 from stream.answers import AnswerCounter
+from stream.connections import redis_client
 from stream.crew import require_running, trainer_child, worker_child, worker_ready
 from stream.embedded import Broker, RedisServer, free_port
+from stream.fraud import FraudLane
 from stream.past import Past, make_past, write_history
 from stream.processes import Child, seconds_since_start
 from stream.progress import stage_bars
@@ -39,10 +41,12 @@ from stream.scrape import Page, scrape
 from stream.settings import KafkaSettings, RedisSettings, Settings
 from stream.statedir import StateDirectory
 from stream.stopping import Stop, Stopped
+from stream.store import StateStore
 from stream.summary import Summary, summarize
 from stream.topics import create_topics, require_topics
 from stream.training import fit_history
 from stream.view import Glance, make_view
+from trainer.state import partition_states
 
 log = logging.getLogger("headrace.up")
 _TICK_S = 0.1
@@ -144,11 +148,34 @@ class _Up:
         for line in past.told:
             log.info("%s", line)
         with stage_bars() as progress:
-            version = await self.stop.in_thread(
-                lambda: fit_history(settings, self._schema, past.history, threads=1, progress=progress)
+            version, _ = await asyncio.gather(
+                self.stop.in_thread(
+                    lambda: fit_history(settings, self._schema, past.history, threads=1, progress=progress)
+                ),
+                self._begin_state(settings, past),
             )
         log.info("models: version %s is published", version)
         return past, settings
+
+    async def _begin_state(self, settings: Settings, past: Past) -> None:
+        """Let the worker's state begin with the history, so that live features continue those of the training."""
+        schema, partitions = self._schema.transactions, settings.topics.transaction_partitions
+        table = past.history.transactions
+        if not table.num_rows:
+            return
+        states = await self.stop.in_thread(lambda: list(partition_states(table, schema, partitions)))
+        redis = redis_client(settings.redis)
+        try:
+            store = StateStore(redis, settings.redis, settings.worker.group, FraudLane.name)
+            begun = [
+                await store.begin_with(partition, {f"{name}:{id_}".encode(): value
+                                                   for name, ids in entities.items() for id_, value in ids.items()})
+                for partition, entities in states
+            ]  # fmt: skip
+        finally:
+            await redis.aclose()
+        if not all(begun):
+            log.info("state of an earlier run lies in this Redis namespace; it is gone on with")
 
     # -- 5: worker and trainer --------------------------------------------------------------------------------
 

@@ -27,14 +27,14 @@ SIGNATURES = {
     "wait_empty": ["self"],
     "_filter_tps_with_pending_acks": ["self", "topics"],
     "_new_offset": ["self", "tp"],
-    "_commit": ["self", "offsets"],
+    "force_commit": ["self", "topics", "start_new_transaction"],
     "_getmany": ["self", "active_partitions", "timeout"],
     "_get_active_partitions": ["self"],
     "_new_consumer_thread": ["self"],
     "_create_worker_consumer": ["self", "transport"],
     "_ensure_consumer": ["self"],
 }
-AWAITED = {"perform_seek", "_drain_messages", "wait_empty", "_commit", "_getmany"}
+AWAITED = {"perform_seek", "_drain_messages", "wait_empty", "force_commit", "_getmany"}
 
 
 def test_the_version_installed_is_the_one_that_was_read() -> None:

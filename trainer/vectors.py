@@ -46,18 +46,23 @@ def string_hashes(column: pa.ChunkedArray) -> NDArray[np.int64]:
     return hash_buffer(np.frombuffer(data or b"", np.uint8), bounds).view(np.int64)
 
 
-def _entity_codes(table: pa.Table, entity: Entity) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """A dense number for each row's entity, and its id's hash."""
+def entity_ids(table: pa.Table, entity: Entity) -> pa.DictionaryArray:
+    """The id of each row's entity, as a dense number into the different ids."""
     columns = [table[name].cast(pa.string()) for name in entity.fields]
     ids = columns[0] if len(columns) == 1 else pc.binary_join_element_wise(*columns, ID_SEPARATOR)
     if not isinstance(ids, pa.ChunkedArray):
         ids = pa.chunked_array([ids])
-    encoded = ids.combine_chunks().dictionary_encode()
+    return ids.combine_chunks().dictionary_encode()
+
+
+def _entity_codes(table: pa.Table, entity: Entity) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """A dense number for each row's entity, and its id's hash."""
+    encoded = entity_ids(table, entity)
     codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     return codes, hash_strings(encoded.dictionary.to_pylist()).view(np.int64)[codes]
 
 
-def _transaction_columns(table: pa.Table, schema: TransactionSchema) -> tuple[Operations, Operations]:
+def transaction_operations(table: pa.Table, schema: TransactionSchema) -> tuple[Operations, Operations]:
     """The transactions as operations in row order, and the labels among them in order of arrival."""
     n = table.num_rows
     values = np.empty((n, len(schema.numeric)))
@@ -150,7 +155,7 @@ def history_vectors(table: pa.Table, schema: TransactionSchema, *,
         Called with (operations done, operations in all).
     """
     catalogue = build_catalogue(schema)
-    transactions, labels = _transaction_columns(table, schema)
+    transactions, labels = transaction_operations(table, schema)
     rows = transactions.slots.max(axis=0) + 1 if len(transactions) else [0] * len(catalogue.layouts)
     tables = tuple(Rows(layout, int(n)) for layout, n in zip(catalogue.layouts, rows, strict=True))
     return fold_all(catalogue, tables, interleave(transactions, labels), progress)
