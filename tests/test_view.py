@@ -33,7 +33,9 @@ def _glance() -> Glance:
 
 
 def _alert(number: int, id_: str = "card-1") -> Alert:
-    reasons = [Reason(feature="card_count_1h", value=9.0, contribution=1.0, text="9 transactions of this card in 1 hour")]
+    reasons = [
+        Reason(feature="card_count_1h", value=9.0, contribution=1.0, text="9 transactions of this card in 1 hour")
+    ]
     return Alert(
         decision_id=f"transactions:0:{number}", event_id=f"e{number}", key=id_, event_time=1_700_000_000_000, score=0.9,
         anomaly=0.9, action="block", reasons=reasons, entities={"card": id_}, values={"event_amount": 12.5},
