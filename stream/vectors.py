@@ -26,7 +26,10 @@ class VectorLog:
         """Log n vectors, ``x`` float64[n, features], with their sources and label positions (int64[n])."""
         if len(sources):
             path = self._directory / f"{self._number:09d}-{os.getpid()}.npz"
-            np.savez(path, source=np.array(sources, np.str_), label_position=label_positions, x=x)
+            draft = path.with_suffix(".draft")
+            with draft.open("wb") as file:
+                np.savez(file, source=np.array(sources, np.str_), label_position=label_positions, x=x)
+            draft.replace(path)  # a worker that is killed leaves no half of a file
             self._number += 1
 
 
