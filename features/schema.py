@@ -25,6 +25,7 @@ LIMIT_MAX = 1e100  # its square still leaves room for a sum
 DURATION_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 AGGREGATES = ("count", "sum", "mean", "max", "std", "ratio", "zscore")
 TIME_UNITS = ("auto", "s", "ms", "us", "ns")
+CATALOGUE_VERSION = 1  # raised when a feature of the same name comes to mean something else
 ID_SEPARATOR = "\x1f"  # joins the fields of a combined entity; control characters are refused inside ids
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}\Z")
 _DURATION = re.compile(r"(\d+)([smhd])\Z")
@@ -146,6 +147,7 @@ class Schema:
         facts = asdict(self.transactions)
         for name in ("columns", "time_unit", "id", "time", "label", "label_time"):
             del facts[name]
+        facts["catalogue"] = CATALOGUE_VERSION
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
