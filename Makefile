@@ -24,11 +24,15 @@ setup: ## .venv with the locked dependencies and the project; instant when nothi
 		echo "$$found cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv"; \
 		exit 1; \
 	fi; \
+	if command -v ldconfig >/dev/null 2>&1 && ! ldconfig -p | grep -q 'libgomp\.so\.1'; then \
+		echo "LightGBM needs OpenMP of the system, libgomp.so.1. On Debian and Ubuntu: apt-get install libgomp1"; \
+		exit 1; \
+	fi; \
 	echo "Setting up .venv with $$("$$found" --version) (once; a minute or two)"; \
 	"$$found" -m venv --clear .venv; \
 	$(RUN) pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock; \
 	$(RUN) pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
-	if [ -f features/warm.py ]; then $(RUN) features.warm; fi; \
+	$(RUN) features.warm; \
 	echo "$$key" > .venv/installed
 
 up: setup ## history, models, servers, worker and live view: make up ARGS="--duration 30 --json"

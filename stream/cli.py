@@ -8,15 +8,16 @@ answers at once.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from typer.core import TyperGroup
 
-from features.errors import HeadraceError
-from stream.settings import Settings, load_settings
+from features.errors import HeadraceError, SettingsError
+from stream.settings import Settings, load_settings, named_settings
 
 if TYPE_CHECKING:
     from features.schema import Schema
@@ -50,7 +51,8 @@ app = typer.Typer(
 )
 
 Config = Annotated[
-    Path | None, typer.Option(envvar="HEADRACE_CONFIG", help="Settings file [default: ./headrace.toml if it is there]")
+    Path | None,
+    typer.Option(envvar="HEADRACE_CONFIG", help="Settings file", show_default="./headrace.toml if there"),
 ]
 Kafka = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Kafka's bootstrap servers")]
 Redis = Annotated[str | None, typer.Option(metavar="URL", help="redis://HOST:PORT/DATABASE, or rediss:// for TLS")]
@@ -83,11 +85,25 @@ def _every(text: str | float) -> float:
 Every = Annotated[float | None, typer.Option(parser=_every, metavar="DURATION", help="Time between refits: 15m, 30s")]
 
 
-def _load(config: Path | None, **flags: object) -> Settings:
-    if config is None and _CONFIG.is_file():
-        config = _CONFIG
-    overrides = {name.replace("__", "."): value or None if name == "schema" else value for name, value in flags.items()}
-    return load_settings(config, os.environ, overrides)
+def _sources(config: Path | None, flags: Mapping[str, object]) -> tuple[Path | None, dict[str, object]]:
+    """The settings file, and the flags by dotted name."""
+    file = _CONFIG if config is None and _CONFIG.is_file() else config
+    return file, {name.replace("__", "."): (value or None) if name == "schema" else value
+                  for name, value in flags.items()}  # fmt: skip
+
+
+def _load(config: Path | None, defaults: Mapping[str, object] | None = None, **flags: object) -> Settings:
+    file, overrides = _sources(config, flags)
+    try:
+        return load_settings(file, os.environ, overrides, defaults)
+    except SettingsError as error:
+        from features.schema import load_schema
+
+        try:  # what is wrong with the schema is told together with the rest
+            load_schema(cast("list[Path]", flags.get("schema") or []))
+        except SettingsError as more:
+            raise SettingsError([*error.problems, *more.problems]) from None
+        raise
 
 
 def _schema(settings: Settings) -> Schema:
@@ -118,14 +134,17 @@ def up(
     ] = _STATE,
     rate: Rate = 200.0,
     every: Annotated[
-        float, typer.Option(parser=_every, metavar="DURATION", help="Time between refits: 15m, 30s")
-    ] = _DEMO_EVERY_S,
-    duration: Annotated[float | None, typer.Option(min=1, help="Seconds to run [default: until Ctrl-C]")] = None,
+        float | None,
+        typer.Option(parser=_every, metavar="DURATION", help="Time between refits: 15m, 30s", show_default="8s"),
+    ] = None,
+    duration: Annotated[float | None, typer.Option(min=1, help="Seconds to run", show_default="until Ctrl-C")] = None,
     history_rows: Annotated[
         int, typer.Option(min=1, help="Train on so many transactions, and clicks, at most: the newest")
     ] = 200_000,
     malformed: Malformed = 0.0,
-    metrics_port: Annotated[int, typer.Option(min=0, help="Port of the worker's metrics; 0 for any free one")] = 0,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, help="Port of the worker's metrics; 0 for any free one", show_default="0")
+    ] = None,
     seed: Seed = None,
     as_json: AsJson = False,
 ) -> None:
@@ -133,24 +152,23 @@ def up(
 
     Without --kafka and --redis it starts its own servers; without --transactions and --clicks it simulates history.
     """
-    settings = _load(
-        config,
-        kafka__bootstrap=kafka,
-        redis__url=redis,
-        schema=schema,
-        trainer__transactions=transactions,
-        trainer__clicks=clicks,
-        trainer__every_s=every,
-        trainer__seed=seed,
-        worker__metrics_port=metrics_port,
-    )
+    flags: dict[str, object] = {
+        "kafka__bootstrap": kafka,
+        "redis__url": redis,
+        "schema": schema,
+        "trainer__transactions": transactions,
+        "trainer__clicks": clicks,
+        "trainer__every_s": every,
+        "trainer__seed": seed,
+        "worker__metrics_port": metrics_port,
+    }
+    settings = _load(config, {"trainer.every_s": _DEMO_EVERY_S, "worker.metrics_port": 0}, **flags)
+    file, overrides = _sources(config, flags)
+    named = named_settings(file, os.environ, overrides)
     from stream import up as module
 
     options = module.Options(
-        embedded=module.both_or_neither(
-            settings.kafka.bootstrap != Settings().kafka.bootstrap or kafka is not None,
-            settings.redis.url != Settings().redis.url or redis is not None,
-        ),
+        embedded=module.both_or_neither("kafka.bootstrap" in named, "redis.url" in named),
         rate=rate,
         duration_s=duration,
         malformed=malformed,
@@ -330,9 +348,11 @@ def repartition(
     schema: SchemaFiles = None,
     kind: Annotated[
         Literal["transactions", "labels", "clicks"] | None,
-        typer.Option(help="What the topic holds [default: by its name in the settings]"),
+        typer.Option(help="What the topic holds", show_default="by its name in the settings"),
     ] = None,
-    partitions: Annotated[int | None, typer.Option(min=1, help="Partitions of the target [default: settings]")] = None,
+    partitions: Annotated[
+        int | None, typer.Option(min=1, help="Partitions of the target", show_default="as set")
+    ] = None,
 ) -> None:
     """Copy a topic, each record keyed and partitioned as the worker expects."""
     settings = _load(config, kafka__bootstrap=kafka, schema=schema)

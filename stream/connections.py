@@ -105,7 +105,9 @@ async def kafka_errors(kafka: KafkaSettings) -> AsyncIterator[None]:
     try:
         yield
     except (TimeoutError, KafkaError, OSError) as error:
-        reason = " ".join(f"{words.text or error}".split()) or type(error).__name__
+        reason = " ".join(f"{words.text or error}".split()).rstrip(":; ") or type(error).__name__
+        if isinstance(error, TimeoutError) or reason.endswith('"'):  # aiokafka names only the address
+            reason += " gave no answer that Kafka would give; does something else listen there"
         raise ServiceUnavailable(
             f"Kafka at {kafka.bootstrap} ({kafka.security_protocol}) cannot be used: {reason}; "
             "is it running, and are kafka.bootstrap and the kafka.s* settings right?"

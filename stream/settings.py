@@ -200,7 +200,10 @@ class Settings:
 
 
 def load_settings(
-    path: Path | None, environment: Mapping[str, str], overrides: Mapping[str, object] | None = None
+    path: Path | None,
+    environment: Mapping[str, str],
+    overrides: Mapping[str, object] | None = None,
+    defaults: Mapping[str, object] | None = None,
 ) -> Settings:
     """Settings from a TOML file, the environment and flags.
 
@@ -212,6 +215,8 @@ def load_settings(
         Usually ``os.environ``; only ``HEADRACE_*`` is looked at.
     overrides : mapping
         Flags by dotted name (``{"kafka.bootstrap": "broker:9092"}``); None means that the flag was not given.
+    defaults : mapping
+        What a command takes instead of the defaults above where nobody names a setting.
 
     Raises
     ------
@@ -219,15 +224,31 @@ def load_settings(
         With every problem found: the setting, where its value came from, the value, and what was expected.
     """
     reader = Reader(Settings, FLAGS)
-    if path is not None:
-        reader.read_file(path)
-    reader.read_environment(environment)
-    reader.read_flags(overrides or {})
+    reader.read_flags(defaults or {})
+    _read(reader, path, environment, overrides)
     values = reader.values()
     settings = _build(values, path.parent if path is not None else Path())
     if problems := [*reader.problems, *_contradictions(settings)]:
         raise SettingsError(problems)
     return settings
+
+
+def named_settings(
+    path: Path | None, environment: Mapping[str, str], overrides: Mapping[str, object] | None = None
+) -> frozenset[str]:
+    """The dotted names of the settings that file, environment or flags name, whatever their values."""
+    reader = Reader(Settings, FLAGS)
+    _read(reader, path, environment, overrides)
+    return frozenset(reader.given)
+
+
+def _read(
+    reader: Reader, path: Path | None, environment: Mapping[str, str], overrides: Mapping[str, object] | None
+) -> None:
+    if path is not None:
+        reader.read_file(path)
+    reader.read_environment(environment)
+    reader.read_flags(overrides or {})
 
 
 def _build(values: Mapping[str, Any], base: Path) -> Settings:

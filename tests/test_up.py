@@ -18,6 +18,7 @@ from stream.embedded import RedisServer
 from stream.processes import start_mark
 from tests.servers import KafkaServer, fresh_name
 
+DATA = Path(__file__).parents[2] / "shared" / "data"
 ROOT = Path(__file__).parents[1]
 _LIVE_S = 120.0
 
@@ -133,16 +134,29 @@ def test_it_runs_on_the_servers_that_it_is_given(start: Any, kafka: KafkaServer,
     answered(run.summary())
 
 
-def test_sigterm_stops_everything_in_order(start: Any) -> None:
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_ctrl_c_and_sigterm_stop_everything_in_order(start: Any, how: signal.Signals) -> None:
     run = start()
     run.until("replaying")
     children = run.children()
     assert set(children) == {"redis", "broker", "worker", "trainer"}
     time.sleep(2)
-    run.process.terminate()
+    run.process.send_signal(how)
     assert run.end() == 0, run.err
     assert gone(children) and not run.children()
     assert "got " in run.err and "stopped" in (run.state / "worker.log").read_text()
+
+
+@pytest.mark.parametrize("needed", [DATA / "handbook" / "transactions.parquet"])
+def test_it_runs_on_real_payments_and_clicks(start: Any, needed: Path) -> None:
+    if not needed.exists():
+        pytest.skip(f"{needed} is absent")
+    clicks, examples = DATA / "serenade" / "train.txt", ROOT / "examples"
+    schemas = ("--schema", str(examples / "handbook.toml"), "--schema", str(examples / "serenade.toml"))
+    files = ("--transactions", str(needed), "--clicks", str(clicks))
+    facts = start("--duration", "5", "--json", "--rate", "300", *files, *schemas).summary()
+    answered(facts)
+    assert facts["decisions"] > 0 and facts["recommendations"] > 0
 
 
 def test_nothing_outlives_a_run_that_is_killed_and_the_next_one_works(start: Any) -> None:
