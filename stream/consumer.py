@@ -2,8 +2,8 @@
 
 In: Faust's group membership, rebalancing and lifecycle. Out: calls of :class:`~stream.cycle.Pipeline`. The methods
 overridden here are private to faust-streaming, which is why its version is pinned; ``tests/test_faust_pins.py`` keeps
-their signatures. On every (re)assignment Faust calls :meth:`FetchConsumer.perform_seek`, and that is where partitions
-are taken over and sought to the offsets in Redis.
+their signatures. On every (re)assignment Faust calls :meth:`FetchConsumer.perform_seek`; the fetching loop then takes
+the partitions over and seeks them to the offsets in Redis, and so it does after every failure.
 """
 
 from __future__ import annotations
