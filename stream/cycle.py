@@ -96,17 +96,12 @@ class Pipeline:
     async def assign(self, wanted: Mapping[str, Sequence[int]], bounds: Bounds) -> dict[Target, int]:
         """Take partitions over, by lane: fence the earlier owner, load offsets, read the tails of the outputs.
 
-        Returns the offset to seek each input partition to. Partitions that are not wanted are let go.
+        Comes after :meth:`abandon`, which lets go of all that was held. Returns the offset to seek each input partition
+        to.
         """
         seeks: dict[Target, int] = {}
         for station in self.stations:
             partitions = list(wanted.get(station.lane.name, ()))
-            for partition in [p for p in station.heads if p not in partitions]:
-                station.lane.drop(partition)
-                del station.heads[partition]
-            for topic in station.lane.topics:
-                for target in [t for t in self.applied if t[0] == topic and t[1] not in partitions]:
-                    del self.applied[target]
             if partitions:
                 seeks |= await self._take_over(station, partitions, bounds)
         self._accepting = True

@@ -219,9 +219,8 @@ class FraudLane:
         records: list[Record] = []
         positions = []
         for part in work:
-            chosen = part.order[part.order < len(part.records)]
-            records += [part.records[i] for i in chosen]
-            positions.append(part.positions[chosen])
+            records += [part.records[i] for i in part.transactions]
+            positions.append(part.positions[part.transactions])
         return records, np.concatenate(positions)
 
     def _score(self, model: FraudModel, x: NDArray[np.float64]) -> _Scored:
@@ -249,11 +248,10 @@ class FraudLane:
                   ) -> list[Produced]:  # fmt: skip
         produced, first = [], 0
         for part in work:
-            chosen = part.order[part.order < len(part.records)]
             outputs = list(part.outputs)
-            for i, row in enumerate(chosen.tolist(), first):
+            for i, row in enumerate(part.transactions.tolist(), first):
                 outputs += self._decide(part, row, records[i], decided, i, models, tally)
-            first += len(chosen)
+            first += len(part.records)
             state = self._intake.partitions[part.partition]
             if state.done:
                 outputs = [o for o in outputs if f"{o.topic} {o.source}" not in state.done]

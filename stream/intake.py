@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.decode import Bad, LabelDecoder, Limits, TransactionBatch, TransactionDecoder
-from features.hashing import partitions_of
 from features.messages import Action
 from features.schema import TransactionSchema
-from stream.lane import Output, Record, Records, Tally, refuse, source_id
+from stream.lane import Output, Record, Records, Tally, misplaced, refuse, source_id
 from stream.settings import Settings
 
 
@@ -79,6 +78,11 @@ class Part:
     order: NDArray[np.int64]
     positions: NDArray[np.int64]
     entities: list[list[str]]
+
+    @property
+    def transactions(self) -> NDArray[np.int64]:
+        """Indices of the transactions in the order in which they count."""
+        return self.order[self.order < len(self.records)]
 
 
 class Intake:
@@ -177,15 +181,11 @@ class Intake:
         """Move events whose key belongs to another partition from the good to the bad ones."""
         if self._accept_mispartitioned or not batch.rows:
             return
-        expected = partitions_of([id_.encode() for id_ in batch.entities[0]], self._count)
-        if (expected == partition).all():
+        wrong = misplaced(batch.entities[0], batch.rows, partition, self._count, f"{self._key_name} {{!r}}")
+        if not wrong:
             return
-        keep = np.flatnonzero(expected == partition)
-        for i in np.flatnonzero(expected != partition):
-            batch.bad.append(Bad(batch.rows[i], "wrong_partition",
-                f"{self._key_name} {batch.entities[0][i]!r} belongs to partition {expected[i]} of "
-                f"{self._count}, not {partition}: the producer does not use murmur2 on the key "
-                "(`headrace repartition`, or set worker.accept_mispartitioned)"))  # fmt: skip
+        batch.bad += wrong.values()
+        keep = [i for i in range(len(batch.rows)) if i not in wrong]
         batch.rows = [batch.rows[i] for i in keep]
         batch.event_id = [batch.event_id[i] for i in keep]
         batch.entities = [[ids[i] for i in keep] for ids in batch.entities]

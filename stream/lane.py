@@ -16,8 +16,10 @@ from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
 import msgspec
+import numpy as np
 
 from features.decode import Bad
+from features.hashing import partitions_of
 from features.messages import DeadLetter
 
 DEAD_LETTER_BYTES = 65_536
@@ -123,6 +125,20 @@ class Lane(Protocol):
     def adopt(self, partition: int, emitted: Mapping[str, Sequence[bytes]]) -> dict[str, int]: ...
     def waiting(self) -> dict[int, int]: ...
     def held(self) -> dict[str, tuple[int, int]]: ...
+
+
+def misplaced(keys: Sequence[str], rows: Sequence[int], partition: int, partitions: int, named: str) -> dict[int, Bad]:
+    """Position in the batch and reason of each event whose key belongs to another partition.
+
+    ``rows`` are the events' indices in the fetch; ``named`` tells a key, with ``{!r}`` in its place.
+    """
+    expected = partitions_of([key.encode() for key in keys], partitions)
+    return {
+        i: Bad(rows[i], "wrong_partition",
+               f"{named.format(keys[i])} belongs to partition {expected[i]} of {partitions}, not {partition}: the "
+               "producer does not use murmur2 on the key (`headrace repartition`, or set worker.accept_mispartitioned)")
+        for i in np.flatnonzero(expected != partition).tolist()
+    }  # fmt: skip
 
 
 def source_id(record: Record) -> str:

@@ -70,11 +70,11 @@ class Publisher:
         """Hand over all messages; returns each batch's target, size and acknowledgement."""
         pending: list[Pending] = []
         for (topic, partition), messages in outputs.items():
-            batch, size = self._new_batch(), 0
+            batch, size = self._connected().create_batch(), 0
             for message in messages:
                 if not _append(batch, message):
                     pending.append(((topic, partition), size, await self._send(batch, topic, partition)))
-                    batch, size = self._new_batch(), 0
+                    batch, size = self._connected().create_batch(), 0
                     if not _append(batch, message):
                         raise TopicError(f"an answer of {len(message.value)} bytes for {topic} does not fit a batch")
                 size += 1
@@ -82,16 +82,14 @@ class Publisher:
                 pending.append(((topic, partition), size, await self._send(batch, topic, partition)))
         return pending
 
-    def _new_batch(self) -> Any:
+    def _connected(self) -> AIOKafkaProducer:
         if self._producer is None:
             raise ServiceUnavailable("the connection to Kafka is being replaced")
-        return self._producer.create_batch()
+        return self._producer
 
     async def _send(self, batch: Any, topic: str, partition: int) -> asyncio.Future[Any]:
-        if self._producer is None:
-            raise ServiceUnavailable("the connection to Kafka is being replaced")
         try:
-            future: asyncio.Future[Any] = await self._producer.send_batch(batch, topic, partition=partition)
+            future: asyncio.Future[Any] = await self._connected().send_batch(batch, topic, partition=partition)
         except KafkaError as error:
             self._spoilt = True
             raise _refusal(topic, error) from None

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from features.decode import Bad, ClickBatch, ClickDecoder, Limits
 from features.errors import StateMismatch
-from features.hashing import hash_strings, partitions_of
+from features.hashing import hash_strings
 from features.messages import Recommendation, RecommendedItem
 from stream.lane import (
     LetterId,
@@ -32,6 +32,7 @@ from stream.lane import (
     Tally,
     after_sources,
     emitted_before,
+    misplaced,
     reached,
     refuse,
     source_id,
@@ -180,14 +181,7 @@ class RecommendLane:
         if self._worker.accept_mispartitioned or not batch.rows:
             return {}
         keys = [user or session for user, session in zip(batch.user_id, batch.session_id, strict=True)]
-        expected = partitions_of([key.encode() for key in keys], self.partitions)
-        return {
-            int(i): Bad(batch.rows[i], "wrong_partition",
-                f"key {keys[i]!r} (user_id, else session_id) belongs to partition {expected[i]} of {self.partitions}, "
-                f"not {partition}: the producer does not use murmur2 on the key (`headrace repartition`, or set "
-                "worker.accept_mispartitioned)")
-            for i in np.flatnonzero(expected != partition)
-        }  # fmt: skip
+        return misplaced(keys, batch.rows, partition, self.partitions, "key {!r} (user_id, else session_id)")
 
     @staticmethod
     def _without(batch: ClickBatch, dropped: set[int]) -> ClickBatch:

@@ -24,7 +24,6 @@ class TailReader:
     def __init__(self, kafka: KafkaSettings) -> None:
         self._kafka = kafka
         self._consumer = kafka_consumer(kafka, fetch_max_wait_ms=50)
-        self._lock = asyncio.Lock()
 
     async def start(self) -> None:
         """Connect."""
@@ -48,22 +47,21 @@ class TailReader:
         StateMissing
             If a partition ends before its recorded position: the broker lost what had been acknowledged.
         """
-        async with self._lock:
-            ends = await self.ends(list(positions))
-            for target, position in positions.items():
-                if ends[target] < position:
-                    raise StateMissing(
-                        f"{target[0]} partition {target[1]} ends at {ends[target]}, but answers up to {position} were "
-                        "acknowledged: the broker lost data. Restore it, or start over with another redis.namespace "
-                        "and worker.group"
-                    )
-            found: dict[Target, list[bytes]] = {target: [] for target in positions}
-            open_ = {TopicPartition(*t): ends[t] for t, position in positions.items() if position < ends[t]}
-            if not open_:
-                return found
-            async with kafka_errors(self._kafka):
-                await self._read_open(open_, positions, found)
+        ends = await self.ends(list(positions))
+        for target, position in positions.items():
+            if ends[target] < position:
+                raise StateMissing(
+                    f"{target[0]} partition {target[1]} ends at {ends[target]}, but answers up to {position} were "
+                    "acknowledged: the broker lost data. Restore it, or start over with another redis.namespace "
+                    "and worker.group"
+                )
+        found: dict[Target, list[bytes]] = {target: [] for target in positions}
+        open_ = {TopicPartition(*t): ends[t] for t, position in positions.items() if position < ends[t]}
+        if not open_:
             return found
+        async with kafka_errors(self._kafka):
+            await self._read_open(open_, positions, found)
+        return found
 
     async def _read_open(self, open_: dict[TopicPartition, int], positions: Mapping[Target, int],
                          found: dict[Target, list[bytes]]) -> None:  # fmt: skip
