@@ -199,6 +199,10 @@ class FetchConsumer(driver.Consumer):
                     self._stop_for(error)
                 except self.consumer_stopped_errors:
                     return
+                except asyncio.CancelledError:
+                    if not fetcher.should_stop:
+                        raise
+                    return  # Faust takes a fetcher that is stopped while the group rebalances for a crashed one
 
     async def _one_fetch(self, pipeline: Pipeline) -> None:
         generation = self.app.consumer_generation_id

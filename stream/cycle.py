@@ -33,7 +33,7 @@ from features.errors import RedisUnavailable, StateConflict, StateMissing
 from stream.lane import Lane, Output, Produced, Record, Tally, reached
 from stream.metrics import Metrics
 from stream.publisher import Pending, Publisher, Target
-from stream.store import HEAD, Head, StateStore, Write, decode_head, encode_head
+from stream.store import HEAD, Head, StateStore, Write, conflict, decode_head, encode_head
 from stream.tails import TailReader
 
 log = logging.getLogger("headrace.worker")
@@ -70,7 +70,7 @@ class Pipeline:
     """Runs cycles over all lanes; see the module's text for the steps."""
 
     def __init__(self, stations: Sequence[Station], publisher: Publisher, tails: TailReader, models: Any,
-                 metrics: Metrics, schema_hash: str, in_flight: int) -> None:  # fmt: skip
+                 metrics: Metrics, schema_hash: str, in_flight: int, lease_s: float) -> None:  # fmt: skip
         self.stations = tuple(stations)
         self.models = models
         self.applied: dict[Target, int] = {}
@@ -79,6 +79,8 @@ class Pipeline:
         self._metrics = metrics
         self._schema_hash = schema_hash
         self._in_flight = in_flight
+        self._lease_s = lease_s
+        self._awake_s = time.monotonic()  # when the last cycle began
         self._slots = asyncio.Semaphore(in_flight)
         self._worker = uuid.uuid4().hex[:12]
         self._numbers = itertools.count(1)
@@ -175,6 +177,7 @@ class Pipeline:
             await slots.acquire()
             started = False
             try:
+                await self._confirm(epoch)
                 async with self._computing:
                     started = await self._compute(now, _lagging_after(later, lagging), slots, epoch)
             finally:
@@ -183,6 +186,24 @@ class Pipeline:
             if not later:
                 return
             rest = later
+
+    async def _confirm(self, epoch: int) -> None:
+        """Ask whether the partitions are still this worker's, if the last cycle began longer ago than the lease.
+
+        Cycles begin several times a second, also without records. A process that slept through its session would
+        otherwise answer what the next owner has answered already.
+        """
+        slept_s = time.monotonic() - self._awake_s
+        if slept_s > self._lease_s:
+            if self._tasks:
+                await asyncio.wait(self._tasks)  # they change the heads
+            for station in self.stations:
+                heads = {p: head for p, (_, head) in station.heads.items()}
+                found = await station.store.read({p: [HEAD] for p in heads}) if heads else {}
+                for p, (head,) in found.items():
+                    if head != heads[p] and epoch == self._epoch:
+                        raise conflict(p, head or b"")
+        self._awake_s = time.monotonic()
 
     async def _compute(self, fetched: Fetched, lagging: Callable[[Target], bool], slots: asyncio.Semaphore,
                        epoch: int) -> bool:  # fmt: skip

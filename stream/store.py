@@ -116,10 +116,15 @@ class StateStore:
             replies = await pipe.execute()
         for write, found in zip(writes, replies, strict=True):
             if found:
-                raise StateConflict(
-                    f"partition {write.partition} was written by another worker (its head is {found[:200]!r}); "
-                    "this worker lets go and reads it again"
-                )
+                raise conflict(write.partition, found)
+
+
+def conflict(partition: int, found: bytes) -> StateConflict:
+    """The error of a worker that finds another's head where it expected its own."""
+    return StateConflict(
+        f"partition {partition} was written by another worker (its head is {found[:200]!r}); "
+        "this worker lets go and reads it again"
+    )
 
 
 def encode_head(head: Head) -> bytes:

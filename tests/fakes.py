@@ -198,9 +198,10 @@ class World:
         self.hashes: dict[str, dict[int, dict[bytes, bytes]]] = {"fraud": {}, "recommend": {}}
         self.outputs: dict[Target, list[Output]] = defaultdict(list)
 
-    def worker(self, *, in_flight: int = 4, cache: int = 1000, refresh_ms: int = 0, shift: float = 0.0) -> FakeWorker:
+    def worker(self, *, in_flight: int = 4, cache: int = 1000, refresh_ms: int = 0, shift: float = 0.0,
+               lease_s: float = 60.0) -> FakeWorker:  # fmt: skip
         """A worker that has read nothing yet."""
-        return FakeWorker(self, in_flight, cache, refresh_ms, shift)
+        return FakeWorker(self, in_flight, cache, refresh_ms, shift, lease_s)
 
     def answers(self, topic: str) -> list[dict[str, Any]]:
         """All messages of an output topic."""
@@ -216,7 +217,8 @@ class World:
 class FakeWorker:
     """A pipeline and how far it has read."""
 
-    def __init__(self, world: World, in_flight: int, cache: int, refresh_ms: int, shift: float) -> None:
+    def __init__(self, world: World, in_flight: int, cache: int, refresh_ms: int, shift: float,
+                 lease_s: float) -> None:  # fmt: skip
         n = world.log.partitions
         self.world = world
         self.settings = Settings(
@@ -232,7 +234,7 @@ class FakeWorker:
         self.publisher = MemoryPublisher(world.outputs)
         current = SimpleNamespace(version="000001", fraud=FakeFraud(shift), neighbours=FakeNeighbours())
         self.pipeline = Pipeline(stations, self.publisher, MemoryTails(world.outputs),  # type: ignore[arg-type]
-                                 SimpleNamespace(current=current), Metrics(), SCHEMA.hash, in_flight)  # fmt: skip
+                                 SimpleNamespace(current=current), Metrics(), SCHEMA.hash, in_flight, lease_s)  # fmt: skip
         self.positions: dict[Target, int] = {}
 
     async def take_over(self, partitions: Sequence[int] | None = None) -> None:

@@ -175,6 +175,26 @@ def test_a_worker_that_lost_its_partition_can_apply_nothing_more() -> None:
     asyncio.run(run())
 
 
+def test_a_worker_that_wakes_up_asks_before_it_answers_again() -> None:
+    async def run() -> None:
+        world = filled()
+        sleeper, owner = world.worker(lease_s=0.0), world.worker()
+        await sleeper.take_over()
+        for _ in range(5):
+            await sleeper.settle(10)  # awake and the owner: asking changes nothing
+        await owner.take_over()
+        answered = len(world.answers("decisions"))
+        with pytest.raises(StateConflict):
+            await sleeper.fetch(10)
+        assert len(world.answers("decisions")) == answered
+        await owner.finish()
+        await sleeper.take_over()
+        await sleeper.finish()
+        assert facts(world) == facts(await uninterrupted(filled()))
+
+    asyncio.run(run())
+
+
 def test_records_fetched_before_a_takeover_are_not_taken_after_it() -> None:
     async def run() -> None:
         world = filled(count=50)

@@ -131,3 +131,23 @@ def test_a_takeover_that_faust_cuts_off_is_made_up_for_before_anything_is_fetche
         assert isinstance(consumer._lost, ServiceUnavailable)
 
     asyncio.run(run())
+
+
+def test_a_worker_that_stops_while_the_group_rebalances_has_not_crashed() -> None:
+    class Waiting(FetchConsumer):
+        should_stop = False
+        context: Any = SimpleNamespace(fatal=None, pipeline=None)
+
+        async def _one_fetch(self, pipeline: Any) -> None:
+            await _never()
+
+    async def run() -> None:
+        consumer = object.__new__(Waiting)
+        consumer.flow_active, consumer._lost = True, None
+        fetcher = base.Fetcher(SimpleNamespace(consumer=consumer, rebalancing=True))
+        await fetcher.start()
+        await asyncio.sleep(0.01)
+        await fetcher.stop()
+        assert not fetcher.crashed
+
+    asyncio.run(run())
