@@ -233,8 +233,9 @@ class FakeWorker:
         stations = [Station(lane, self.stores[lane.name], {}) for lane in lanes]  # type: ignore[arg-type]
         self.publisher = MemoryPublisher(world.outputs)
         current = SimpleNamespace(version="000001", fraud=FakeFraud(shift), neighbours=FakeNeighbours())
-        self.pipeline = Pipeline(stations, self.publisher, MemoryTails(world.outputs),  # type: ignore[arg-type]
-                                 SimpleNamespace(current=current), Metrics(), SCHEMA.hash, in_flight, lease_s)  # fmt: skip
+        models = SimpleNamespace(current=current)
+        self.pipeline = Pipeline(stations, self.publisher, MemoryTails(world.outputs), models,  # type: ignore[arg-type]
+                                 Metrics(), SCHEMA.hash, in_flight, lease_s)  # fmt: skip
         self.positions: dict[Target, int] = {}
 
     async def take_over(self, partitions: Sequence[int] | None = None) -> None:
