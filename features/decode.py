@@ -3,6 +3,9 @@
 In: the values of a fetch (JSON) and their Kafka timestamps. Out: a batch of columns and a list of :class:`Bad`.
 Pure: no clock; what is "too far ahead" is measured against the record's own timestamp. A bad record never raises and
 never touches the good ones beside it.
+
+:mod:`features.scan` reads the plain records in one compiled pass. Those that it is not sure of, the bad ones among
+them, are decoded one by one here, and what is said here holds.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from features.encoding import category_buckets
+from features.encoding import category_buckets, span_buckets
 from features.errors import BadEvent
+from features.hashing import pack
 from features.messages import (
     CLICK_ACTIONS,
     ID_BYTES_MAX,
@@ -28,10 +32,21 @@ from features.messages import (
     label_type,
     transaction_type,
 )
+from features.scan import (
+    ID,
+    NUMBER,
+    OPTIONAL_ID,
+    OPTIONAL_NUMBER,
+    OPTIONAL_TIME,
+    TIME,
+    TIME_MAX_MS,
+    TIME_MIN_MS,
+    VERDICT,
+    scan,
+)
 from features.schema import ID_SEPARATOR, Entity, TransactionSchema
+from features.texts import Texts
 
-TIME_MIN_MS = 946_684_800_000  # 2000-01-01
-TIME_MAX_MS = 4_102_444_800_000  # 2100-01-01
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _RANGE = "from 2000-01-01 up to 2100-01-01"
@@ -59,18 +74,25 @@ class TransactionBatch:
     """The good transactions or labels of a fetch. ``rows`` are their indices in it; all columns are aligned with it.
 
     ``time`` int64 epoch ms (of a label: when it became known), ``values`` float64[n, numeric], ``categories``
-    float64[n, categorical] buckets, ``entities`` one list of n ids for each entity, ``fraud`` int8 (labels only).
+    float64[n, categorical] buckets, ``entities`` n ids for each entity, ``fraud`` int8 (labels only).
     """
 
     rows: list[int]
-    event_id: list[str]
+    event_id: Texts
     time: NDArray[np.int64]
     values: NDArray[np.float64]
     categories: NDArray[np.float64]
-    entities: list[list[str]]
+    entities: list[Texts]
     fraud: NDArray[np.int8]
     bad: list[Bad] = field(default_factory=list)
     unknown_fields: int = 0
+
+    def keep(self, at: NDArray[np.integer] | Sequence[int]) -> TransactionBatch:
+        """The good ones at these places; the bad ones stay."""
+        return TransactionBatch(
+            [self.rows[i] for i in at], self.event_id.take(at), self.time[at], self.values[at], self.categories[at],
+            [ids.take(at) for ids in self.entities], self.fraud[at], self.bad, self.unknown_fields,
+        )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -150,11 +172,45 @@ def _reason(error: Exception) -> tuple[DeadLetterReason, str]:
     return "malformed_json", text
 
 
-class _Decoder:
-    """Decodes the records of one topic one by one; ``_read`` of the subclass turns a message into a tuple."""
+@dataclass(frozen=True, slots=True)
+class _Scanned:
+    """What the scanner found: by field and record, as :func:`features.scan.scan` gives it."""
 
-    def __init__(self, strict: type[Any], lenient: type[Any], limits: Limits) -> None:
+    data: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    times: NDArray[np.int64]
+    numbers: NDArray[np.float64]
+    sure: NDArray[np.bool_]
+
+
+class _Fields:
+    """The fields of a message for the scanner: name, kind, and whether it must be there."""
+
+    def __init__(self, fields: Sequence[tuple[str, int, bool]]) -> None:
+        self.place = {name: i for i, (name, _, _) in enumerate(fields)}
+        self._names, self._bounds = pack([name.encode() for name, _, _ in fields])
+        self._kinds = np.array([kind for _, kind, _ in fields], np.int64)
+        self._required = np.array([required for _, _, required in fields], np.int64)
+
+    def scan(self, values: Sequence[bytes | None], limits: Limits) -> _Scanned:
+        """Scan all records."""
+        data, bounds = pack([value or b"" for value in values])
+        shape = (len(self._kinds), len(values))
+        found = _Scanned(data, np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.int64),
+                         np.empty(shape), np.zeros(len(values), np.bool_))  # fmt: skip
+        scan(data, bounds, self._names, self._bounds, self._kinds, self._required, ID_BYTES_MAX,
+             limits.message_bytes_max, found.starts, found.ends, found.times, found.numbers, found.sure)  # fmt: skip
+        return found
+
+
+class _Decoder:
+    """Decodes the records of one topic; ``_read`` of the subclass turns one message into a tuple."""
+
+    def __init__(self, strict: type[Any], lenient: type[Any], limits: Limits,
+                 fields: Sequence[tuple[str, int, bool]]) -> None:  # fmt: skip
         self.limits = limits
+        self._fields = _Fields(fields)
         self._strict: Callable[[bytes], Any] = msgspec.json.Decoder(strict).decode
         self._lenient: Callable[[bytes], Any] = msgspec.json.Decoder(lenient).decode
 
@@ -208,6 +264,26 @@ class _Decoder:
             unknown += extra
         return rows, fields, bad, unknown
 
+    def _slowly(self, unsure: NDArray[np.int64], values: Sequence[bytes | None], timestamps: Sequence[int]
+                ) -> tuple[NDArray[np.int64], list[tuple[Any, ...]], list[Bad], int]:  # fmt: skip
+        """:meth:`rows` of the records that the scanner left, by their index among all."""
+        at = unsure.tolist()
+        rows, fields, bad, unknown = self.rows([values[i] for i in at], [timestamps[i] for i in at])
+        return unsure[rows], fields, [Bad(at[b.index], b.code, b.sentence) for b in bad], unknown
+
+    def _in_time(self, times: NDArray[np.int64], timestamps: Sequence[int]) -> NDArray[np.bool_]:
+        return times <= np.array(timestamps, np.int64) + self.limits.ahead_max_ms
+
+
+def _patched(texts: Texts, at: NDArray[np.int64], given: Sequence[str]) -> Texts:
+    """The texts with those at ``at`` replaced."""
+    if not len(at):
+        return texts
+    extra = Texts.of(given)
+    starts, ends = texts.starts.copy(), texts.ends.copy()
+    starts[at], ends[at] = extra.starts + len(texts.data), extra.ends + len(texts.data)
+    return Texts(np.concatenate([texts.data, extra.data]), starts, ends)
+
 
 class _EntityReader:
     def __init__(self, entities: Sequence[Entity]) -> None:
@@ -236,32 +312,75 @@ def _numbers(schema: TransactionSchema, message: Any) -> list[float]:
     return numbers
 
 
-def _columns(schema: TransactionSchema, parts: tuple[list[int], list[tuple[Any, ...]], list[Bad], int]
-             ) -> TransactionBatch:  # fmt: skip
-    rows, fields, bad, unknown = parts
-    n = len(rows)
-    event_id, time, entities, values, categories, fraud = zip(*fields, strict=True) if fields else ((),) * 6
-    buckets = [category_buckets(column) for column in zip(*categories, strict=True)] if schema.categorical else []
-    return TransactionBatch(
-        rows=rows,
-        event_id=list(event_id),
-        time=np.array(time, np.int64),
-        values=np.array(values, np.float64).reshape(n, len(schema.numeric)),
-        categories=np.array(buckets, np.float64).reshape(len(schema.categorical), n).T,
-        entities=[list(column) for column in zip(*entities, strict=True)] if n else [[] for _ in schema.entities],
-        fraud=np.array(fraud, np.int8),
-        bad=bad,
-        unknown_fields=unknown,
-    )
+class _EventDecoder(_Decoder):
+    """What transactions and labels have in common: an id, a time, entities."""
+
+    def __init__(self, schema: TransactionSchema, strict: type[Any], lenient: type[Any], limits: Limits, time: str,
+                 extra: Sequence[tuple[str, int, bool]]) -> None:  # fmt: skip
+        ids = [(schema.id, ID, True), *((name, ID, True) for name in schema.id_fields)]
+        super().__init__(strict, lenient, limits, [*ids, (time, TIME, True), *extra])
+        self.schema = schema
+        self._time_name = time
+        self._entities = _EntityReader(schema.entities)
+
+    def decode(self, values: Sequence[bytes | None], timestamps: Sequence[int]) -> TransactionBatch:
+        """Columns of the good records of a fetch, and the bad ones."""
+        schema, place = self.schema, self._fields.place
+        found = self._fields.scan(values, self.limits)
+        times = found.times[place[self._time_name]]
+        sure = found.sure & self._in_time(times, timestamps) & self._in_range(found)
+        slow, fields, bad, unknown = self._slowly(np.flatnonzero(~sure), values, timestamps)
+        sure[slow] = True
+        rows = np.flatnonzero(sure)
+        at = np.searchsorted(rows, slow)  # where the slow ones stand among the good ones
+        event_id, time, entities, numbers, categories, fraud = zip(*fields, strict=True) if fields else ((),) * 6
+
+        def spans(name: str) -> Texts:
+            starts, ends = found.starts[place[name]][rows], found.ends[place[name]][rows]
+            starts[at] = ends[at] = 0
+            return Texts(found.data, starts, ends)
+
+        ids = []
+        for e, names in enumerate(self._entities.combined):
+            plain = spans(names[0]) if len(names) == 1 else Texts.joined([spans(n) for n in names], ID_SEPARATOR)
+            ids.append(_patched(plain, at, [all_[e] for all_ in entities]))
+        times = times[rows]
+        times[at] = time
+        batch = TransactionBatch(
+            rows=rows.tolist(),
+            event_id=_patched(spans(schema.id), at, event_id),
+            time=times,
+            values=np.full((len(rows), len(schema.numeric)), np.nan),
+            categories=np.full((len(rows), len(schema.categorical)), np.nan),
+            entities=ids,
+            fraud=np.zeros(len(rows), np.int8),
+            bad=bad,
+            unknown_fields=unknown,
+        )
+        self._fill(batch, found, rows, at, numbers, categories, fraud)
+        return batch
+
+    def _in_range(self, found: _Scanned) -> NDArray[np.bool_]:
+        """Which records hold numbers within their limits, as far as this kind of message has any."""
+        return np.ones(len(found.sure), np.bool_)
+
+    def _fill(self, batch: TransactionBatch, found: _Scanned, rows: NDArray[np.int64], at: NDArray[np.int64],
+              numbers: Sequence[list[float]], categories: Sequence[tuple[str | None, ...]],
+              fraud: Sequence[int]) -> None:  # fmt: skip
+        """Fill the columns that only this kind of message has; those at ``at`` were decoded one by one."""
+        raise NotImplementedError
 
 
-class TransactionDecoder(_Decoder):
+class TransactionDecoder(_EventDecoder):
     """Decodes transactions as the schema names their fields."""
 
     def __init__(self, schema: TransactionSchema, limits: Limits) -> None:
-        super().__init__(transaction_type(schema, strict=True), transaction_type(schema), limits)
-        self.schema = schema
-        self._entities = _EntityReader(schema.entities)
+        extra = [(n.name, NUMBER if n.required else OPTIONAL_NUMBER, n.required) for n in schema.numeric]
+        extra += [(name, OPTIONAL_ID, False) for name in schema.categorical]
+        taken = {schema.id, schema.time, *schema.id_fields, *(name for name, _, _ in extra)}
+        extra += [(name, OPTIONAL_ID, False) for name in ("session_id", "user_id") if name not in taken]
+        super().__init__(schema, transaction_type(schema, strict=True), transaction_type(schema), limits, schema.time,
+                         extra)  # fmt: skip
 
     def _read(self, message: Any, latest_ms: int) -> tuple[Any, ...]:
         schema = self.schema
@@ -277,18 +396,33 @@ class TransactionDecoder(_Decoder):
             0,
         )
 
-    def decode(self, values: Sequence[bytes | None], timestamps: Sequence[int]) -> TransactionBatch:
-        """Columns of the good records of a fetch, and the bad ones."""
-        return _columns(self.schema, self.rows(values, timestamps))
+    def _in_range(self, found: _Scanned) -> NDArray[np.bool_]:
+        good = np.ones(len(found.sure), np.bool_)
+        for numeric in self.schema.numeric:
+            values = found.numbers[self._fields.place[numeric.name]]
+            good &= np.isnan(values) | ((values >= numeric.minimum) & (values <= numeric.maximum))
+        return good
+
+    def _fill(self, batch: TransactionBatch, found: _Scanned, rows: NDArray[np.int64], at: NDArray[np.int64],
+              numbers: Sequence[list[float]], categories: Sequence[tuple[str | None, ...]],
+              fraud: Sequence[int]) -> None:  # fmt: skip
+        place = self._fields.place
+        for f, numeric in enumerate(self.schema.numeric):
+            batch.values[:, f] = found.numbers[place[numeric.name]][rows]
+            batch.values[at, f] = [row[f] for row in numbers]
+        for c, name in enumerate(self.schema.categorical):
+            starts, ends = found.starts[place[name]][rows], found.ends[place[name]][rows]
+            batch.categories[:, c] = span_buckets(found.data, starts, ends)
+            batch.categories[at, c] = category_buckets([row[c] for row in categories])
 
 
-class LabelDecoder(_Decoder):
+class LabelDecoder(_EventDecoder):
     """Decodes labels: verdicts on transactions, known at ``label_time``."""
 
     def __init__(self, schema: TransactionSchema, limits: Limits) -> None:
-        super().__init__(label_type(schema, strict=True), label_type(schema), limits)
-        self.schema = schema
-        self._entities = _EntityReader(schema.entities)
+        extra = [(schema.label, VERDICT, True), (schema.time, OPTIONAL_TIME, False)]
+        extra += [(n.name, OPTIONAL_NUMBER, False) for n in schema.numeric]
+        super().__init__(schema, label_type(schema, strict=True), label_type(schema), limits, schema.label_time, extra)
 
     def _read(self, message: Any, latest_ms: int) -> tuple[Any, ...]:
         schema = self.schema
@@ -301,16 +435,21 @@ class LabelDecoder(_Decoder):
             int(getattr(message, schema.label)),
         )
 
-    def decode(self, values: Sequence[bytes | None], timestamps: Sequence[int]) -> TransactionBatch:
-        """Columns of the good records of a fetch, and the bad ones."""
-        return _columns(self.schema, self.rows(values, timestamps))
+    def _fill(self, batch: TransactionBatch, found: _Scanned, rows: NDArray[np.int64], at: NDArray[np.int64],
+              numbers: Sequence[list[float]], categories: Sequence[tuple[str | None, ...]],
+              fraud: Sequence[int]) -> None:  # fmt: skip
+        verdicts = found.numbers[self._fields.place[self.schema.label]][rows]
+        verdicts[at] = fraud
+        batch.fraud[:] = verdicts
 
 
 class ClickDecoder(_Decoder):
     """Decodes clicks."""
 
     def __init__(self, limits: Limits) -> None:
-        super().__init__(StrictClick, Click, limits)
+        ids = [("event_id", ID, True), ("event_time", TIME, True), ("session_id", ID, True), ("item_id", ID, True)]
+        others = [("action", ID, False), ("user_id", OPTIONAL_ID, False), ("card_id", OPTIONAL_ID, False)]
+        super().__init__(StrictClick, Click, limits, [*ids, *others])
 
     def _read(self, message: Any, latest_ms: int) -> tuple[Any, ...]:
         return (
@@ -325,8 +464,29 @@ class ClickDecoder(_Decoder):
 
     def decode(self, values: Sequence[bytes | None], timestamps: Sequence[int]) -> ClickBatch:
         """Columns of the good records of a fetch, and the bad ones."""
-        rows, fields, bad, unknown = self.rows(values, timestamps)
-        columns = zip(*fields, strict=True) if fields else ((),) * 7
-        event_id, time, session_id, user_id, card_id, item_id, action = columns
+        found, place = self._fields.scan(values, self.limits), self._fields.place
+        data = found.data.tobytes()
+
+        def texts(name: str) -> list[Any]:
+            pairs = zip(found.starts[place[name]].tolist(), found.ends[place[name]].tolist(), strict=True)
+            return [data[a:b].decode() if ok and a >= 0 else None for ok, (a, b) in zip(sure, pairs, strict=True)]
+
+        sure = found.sure.tolist()
+        actions = [_ACTION_NUMBERS.get(name, -1) for name in texts("action")]
+        times = found.times[place["event_time"]]
+        good = found.sure & self._in_time(times, timestamps) & (np.array(actions, np.int64) >= 0)
+        slow, fields, bad, unknown = self._slowly(np.flatnonzero(~good), values, timestamps)
+        names = ("event_id", "session_id", "user_id", "card_id", "item_id")
+        columns = [*zip(texts("event_id"), times.tolist(), *(texts(name) for name in names[1:]), actions, strict=True)]
+        for i, message in zip(slow.tolist(), fields, strict=True):
+            columns[i] = message
+        good[slow] = True
+        rows = np.flatnonzero(good).tolist()
+        event_id, time, session_id, user_id, card_id, item_id, action = (
+            zip(*(columns[i] for i in rows), strict=True) if rows else ((),) * 7
+        )
         return ClickBatch(rows, list(event_id), np.array(time, np.int64), list(session_id), list(user_id),
                           list(card_id), list(item_id), np.array(action, np.int8), bad, unknown)  # fmt: skip
+
+
+_ACTION_NUMBERS: dict[str | None, int] = {None: 0, **{name: n for n, name in enumerate(CLICK_ACTIONS)}}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from features.hashing import hash_strings
+from features.hashing import hash_spans, hash_strings
 
 CATEGORY_BUCKETS = 256
 
@@ -20,3 +20,10 @@ def category_buckets(values: Sequence[str | None]) -> NDArray[np.float64]:
     )
     buckets[None] = float("nan")
     return np.array([buckets[value] for value in values], np.float64)
+
+
+def span_buckets(data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.float64]:
+    """:func:`category_buckets` of ``data[starts[i]:ends[i]]``; NaN where ``starts[i]`` is negative."""
+    missing = starts < 0
+    hashes = hash_spans(data, np.where(missing, 0, starts), np.where(missing, 0, ends))
+    return np.where(missing, np.nan, (hashes % np.uint64(CATEGORY_BUCKETS)).astype(np.float64))

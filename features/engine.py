@@ -52,12 +52,22 @@ class Rows:
             self.grow(max(256, len(self.ints)))
         return self.free.pop()
 
-    def give_back(self, row: int) -> None:
-        """Clear a row and make it free."""
-        self.ints[row] = 0
-        self.ints[row, :3] = NEVER
-        self.floats[row] = 0.0
-        self.free.append(row)
+    def spare(self, count: int) -> Ints:
+        """The next ``count`` cleared rows that :meth:`spend` would take, int64[count]."""
+        if len(self.free) < count:
+            self.grow(max(256, len(self.ints), count))
+        return np.array(self.free[len(self.free) - count :][::-1], np.int64)
+
+    def spend(self, count: int) -> None:
+        """Take the first ``count`` rows of those that :meth:`spare` showed."""
+        del self.free[len(self.free) - count :]
+
+    def give_back(self, rows: Ints) -> None:
+        """Clear rows and make them free."""
+        self.ints[rows] = 0
+        self.ints[rows, :3] = NEVER
+        self.floats[rows] = 0.0
+        self.free.extend(rows.tolist())
 
     def merge(self, rows: Ints, view: int) -> None:
         """Make row ``view`` the sum of ``rows``, see :func:`features.kernel.merge`."""

@@ -25,24 +25,24 @@ _MURMUR_SEED = np.uint32(0x9747B28C)
 
 
 @njit(cache=True, nogil=True)
-def hash_buffer(buffer: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDArray[np.uint64]:
+def hash_spans(buffer: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.uint64]:
     """64-bit hash of each of n byte strings.
 
     Parameters
     ----------
     buffer : uint8[b]
-        The bytes of all strings, one after the other.
-    offsets : int64[n + 1]
-        String i is ``buffer[offsets[i]:offsets[i + 1]]``.
+        Bytes that hold all strings.
+    starts, ends : int64[n]
+        String i is ``buffer[starts[i]:ends[i]]``.
 
     Returns
     -------
     uint64[n]
     """
-    out = np.empty(len(offsets) - 1, np.uint64)
+    out = np.empty(len(starts), np.uint64)
     for i in range(len(out)):
         h = _FNV_OFFSET
-        for j in range(offsets[i], offsets[i + 1]):
+        for j in range(starts[i], ends[i]):
             h = (h ^ np.uint64(buffer[j])) * _FNV_PRIME
         h ^= h >> _S33
         h *= _MIX_1
@@ -54,12 +54,12 @@ def hash_buffer(buffer: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDArra
 
 
 @njit(cache=True, nogil=True)
-def murmur2_buffer(buffer: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDArray[np.int32]:
+def murmur2_spans(buffer: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int32]:
     """Kafka's murmur2 of each of n byte strings, made positive as the Java client does; int32[n]."""
-    out = np.empty(len(offsets) - 1, np.int32)
+    out = np.empty(len(starts), np.int32)
     for i in range(len(out)):
-        start = offsets[i]
-        length = offsets[i + 1] - start
+        start = starts[i]
+        length = ends[i] - start
         h = _MURMUR_SEED ^ np.uint32(length)
         blocks = length // 4
         for b in range(blocks):
@@ -89,11 +89,17 @@ def murmur2_buffer(buffer: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDA
     return out
 
 
+def hash_buffer(buffer: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """64-bit hash of each of n byte strings that lie end to end; string i is ``buffer[offsets[i]:offsets[i + 1]]``."""
+    return hash_spans(buffer, offsets[:-1], offsets[1:])
+
+
 def pack(texts: Sequence[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The bytes of ``texts`` end to end, and their n + 1 offsets."""
     offsets = np.zeros(len(texts) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=offsets[1:])
-    return np.frombuffer(b"".join(texts), np.uint8), offsets
+    # Of a bytearray: compiled code has one version for arrays that may be written, and would need one for others.
+    return np.frombuffer(bytearray().join(texts), np.uint8), offsets
 
 
 def hash_strings(texts: Sequence[str]) -> NDArray[np.uint64]:
@@ -107,4 +113,5 @@ def hash_strings(texts: Sequence[str]) -> NDArray[np.uint64]:
 
 def partitions_of(keys: Sequence[bytes], partitions: int) -> NDArray[np.int32]:
     """The partition that Kafka's default partitioner gives each key; int32[n] in ``[0, partitions)``."""
-    return murmur2_buffer(*pack(keys)) % np.int32(partitions)
+    data, offsets = pack(keys)
+    return murmur2_spans(data, offsets[:-1], offsets[1:]) % np.int32(partitions)

@@ -114,6 +114,10 @@ class FraudModel:
         best = [i for i in np.argsort(-shares, kind="stable")[:limit] if shares[i] > 0.0]
         return [self._reason(int(i), float(row[i]), float(shares[i])) for i in best]
 
+    def reasons_many(self, rows: Floats) -> list[list[Reason]]:
+        """:meth:`reasons` of each row."""
+        return [self.reasons(row) for row in rows]
+
     def _reason(self, column: int, value: float, share: float) -> Reason:
         feature = self.features[column]
         return Reason(

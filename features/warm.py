@@ -9,14 +9,18 @@ from __future__ import annotations
 import numpy as np
 
 from features import engine
+from features.answers import allowed
 from features.catalogue import build_catalogue
 from features.codec import decode_rows, encode_rows
+from features.decode import ClickDecoder, Limits, TransactionDecoder
 from features.engine import Operations, Rows
 from features.forest import FlatForest
 from features.hashing import hash_strings, partitions_of
 from features.kernel import LABEL, TRANSACTION
 from features.neighbours import Neighbours
+from features.rowindex import RowIndex, merge_all
 from features.schema import load_schema
+from features.texts import Texts
 
 
 def warm() -> None:
@@ -45,7 +49,24 @@ def warm() -> None:
         decode_rows(table.layout, values, rows + 1, table.ints, table.floats)
         table.merge(rows, 1)
     partitions_of([b"a"], 1)
+    _warm_texts(tables[0])
     _warm_models()
+
+
+def _warm_texts(table: Rows) -> None:
+    """What turns bytes into columns, finds rows, and writes answers."""
+    ids, one, zero = Texts.of(["a"]), np.zeros(1, np.int64), np.zeros(1, np.int64)
+    hashes = Texts.joined([ids, ids], ",").hashes()
+    ids.partitions(1)
+    for decoder in (TransactionDecoder(load_schema().transactions, Limits()), ClickDecoder(Limits())):
+        decoder.decode([b'{"event_id":"a"}'], [0])
+    index = RowIndex()
+    found, missing = index.find(0, ids, hashes)
+    index.add(0, ids, hashes, found, table.spare(missing))
+    index.remove(found)
+    layout = table.layout
+    merge_all(table.ints, table.floats, zero.reshape(1, 1), zero + 1, layout.dims, layout.hops_ms, layout.label_hops_ms)
+    allowed("a", 0, one, ids, ids, one, one, one, "a", one, np.zeros(1, np.int8))
 
 
 def _warm_models() -> None:

@@ -24,6 +24,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
 from features.errors import RedisUnavailable, ServiceUnavailable, SettingsError, StateError
+from stream.resp import packed
 from stream.settings import KafkaSettings, RedisSettings
 
 RedisClient = Redis
@@ -160,7 +161,7 @@ def redis_client(redis: RedisSettings) -> Redis:
     """
     extra: dict[str, Any] = {"ssl_ca_certs": str(redis.ssl_cafile)} if redis.ssl_cafile else {}
     try:
-        return Redis.from_url(
+        client = Redis.from_url(
             redis.url,
             username=redis.username,
             password=redis.password,
@@ -174,6 +175,9 @@ def redis_client(redis: RedisSettings) -> Redis:
         )
     except (ValueError, TypeError) as error:
         raise SettingsError([f"redis.url: expected options that redis-py knows: {error}"]) from None
+    pool = client.connection_pool
+    pool.connection_class = packed(pool.connection_class)
+    return client
 
 
 @asynccontextmanager

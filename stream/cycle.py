@@ -30,7 +30,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from features.errors import RedisUnavailable, StateConflict, StateMissing
-from stream.lane import Lane, Output, Produced, Record, Tally, reached
+from stream.lane import Lane, Message, Produced, Record, Tally, reached
 from stream.metrics import Metrics
 from stream.publisher import Pending, Publisher, Target
 from stream.store import HEAD, Head, StateStore, Write, conflict, decode_head, encode_head
@@ -151,6 +151,11 @@ class Pipeline:
         writer = f"{self._worker}:{next(self._numbers)}"
         return Head(offsets, outputs, self._schema_hash, lane.partitions, writer)
 
+    @property
+    def records_max(self) -> int:
+        """How many records of one partition every lane takes in one cycle."""
+        return min(station.lane.records_max for station in self.stations)
+
     # -- running cycles -----------------------------------------------------------------------------------------
 
     async def process(self, fetched: Fetched, lagging: Callable[[Target], bool]) -> None:
@@ -227,15 +232,15 @@ class Pipeline:
             return False
         with tally.stage("read"):
             pairs = zip(self.stations, work, strict=True)
-            found = await asyncio.gather(*(self._read(station, part, now_s) for station, part in pairs))
+            found = await asyncio.gather(*(self._read(station, part, self._cycle, now_s) for station, part in pairs))
         produced: list[tuple[Station, Produced]] = []
         for station, part, values in zip(self.stations, work, found, strict=True):
             station.lane.fill(part, values, now_s)
             produced += [(station, p) for p in station.lane.compute(part, self.models.current, self._cycle, tally)]
-        outputs: dict[Target, list[Output]] = {}
+        outputs: dict[Target, list[Message]] = {}
         for _, part in produced:
-            for output in part.outputs:
-                outputs.setdefault((output.topic, part.partition), []).append(output)
+            for topic, messages in part.messages.items():
+                outputs.setdefault((topic, part.partition), []).extend(messages)
         start = time.perf_counter()
         pending = await self._publisher.send(outputs)
         previous = self._tasks[-1] if self._tasks else None
@@ -246,8 +251,8 @@ class Pipeline:
         return True
 
     @staticmethod
-    async def _read(station: Station, work: Any, now_s: float) -> dict[int, dict[bytes, bytes | None]]:
-        wanted = station.lane.wanted(work, now_s)
+    async def _read(station: Station, work: Any, cycle: int, now_s: float) -> dict[int, dict[bytes, bytes | None]]:
+        wanted = station.lane.wanted(work, cycle, now_s)
         if not wanted:
             return {}
         values = await station.store.read(wanted)

@@ -9,7 +9,8 @@ folded into by this worker, and rebuilt from Redis at most every ``refresh_s`` f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,118 +18,174 @@ from numpy.typing import NDArray
 from features.catalogue import Layout
 from features.codec import decode_rows, encode_rows
 from features.engine import Rows
+from features.rowindex import RowIndex, merge_all
+from features.texts import Texts
+
+Ints = NDArray[np.int64]
+VIEW = -1  # the partition under which views are indexed
+_SLACK = 8  # an eviction frees an eighth of the capacity, so that it is rare
+
+
+@dataclass(slots=True)
+class _Stale:
+    """Views to build: their rows, names, and the row of each shard that is held (int64[n, partitions], -1: none)."""
+
+    views: Ints
+    names: list[bytes]
+    shards: Ints
 
 
 class EntityCache:
-    """Rows of one entity kind, by partition and id, the least recently used first."""
+    """Rows of one entity kind, by partition and id."""
 
-    def __init__(self, layout: Layout, capacity: int, *, merged: bool, refresh_s: float) -> None:
+    def __init__(self, layout: Layout, capacity: int, *, partitions: int, merged: bool, refresh_s: float) -> None:
         self.layout = layout
         self.rows = Rows(layout)
         self.merged = merged
         self.capacity = capacity
         self.refresh_s = refresh_s
-        self._name = layout.entity.name.encode()
-        self._shards: dict[int, dict[str, int]] = {}
-        self._views: dict[str, int] = {}
-        self._fresh_until: dict[str, float] = {}
-        self._used: dict[int, int] = {}  # row -> the last cycle that used it
+        self.hits = 0
+        self.misses = 0
+        self._partitions = partitions
+        self._prefix = layout.entity.name.encode() + b":"
+        self._index = RowIndex()
+        self._cycles = np.zeros(0, np.int64)  # by row, the last cycle that used it
+        self._fresh_until = np.zeros(0)  # by view's row
+        self._unread: dict[int, Ints] = {}  # by partition, rows whose state is still in Redis
+        self._stale: _Stale | None = None
 
     def __len__(self) -> int:
-        return sum(map(len, self._shards.values())) + len(self._views)
+        return len(self._index)
 
-    def field(self, id_: str) -> bytes:
-        """The Redis field of an id."""
-        return self._name + b":" + id_.encode()
+    @property
+    def nbytes(self) -> int:
+        """Memory of all rows, used or free, and of what finds them."""
+        return self.rows.nbytes + self._index.nbytes
 
-    def missing(self, partition: int, ids: Iterable[str]) -> list[str]:
-        """Those of ``ids`` (each once) that have no row yet."""
-        shard = self._shards.setdefault(partition, {})
-        return [id_ for id_ in dict.fromkeys(ids) if id_ not in shard]
+    # -- what a cycle needs --------------------------------------------------------------------------------------
 
-    def fill(self, partition: int, ids: Sequence[str], values: Sequence[bytes | None]) -> None:
-        """Give each id a row that holds its state; ``None`` is an entity without events."""
-        shard = self._shards[partition]
-        rows = [self.rows.take() for _ in ids]
-        decode_rows(self.layout, [value or b"" for value in values], np.array(rows, np.int64), self.rows.ints,
-                    self.rows.floats)  # fmt: skip
-        shard.update(zip(ids, rows, strict=True))
+    def claim(self, partition: int, ids: Texts, hashes: Ints, cycle: int) -> Ints:
+        """The row of each id, int64[n], used by ``cycle``; rows that are new wait for :meth:`fill`."""
+        rows, new = self._rows(partition, ids, hashes, cycle)
+        if len(new):
+            held = self._unread.get(partition)
+            self._unread[partition] = new if held is None else np.concatenate([held, new])
+        self.misses += len(new)
+        self.hits += len(rows) - len(new)
+        return rows
 
-    def use(self, partition: int, ids: Sequence[str], cycle: int) -> NDArray[np.int64]:
-        """The row of each id; marks them as used by ``cycle``."""
-        shard = self._shards[partition]
-        for id_ in dict.fromkeys(ids):
-            row = shard[id_] = shard.pop(id_)
-            self._used[row] = cycle
-        return np.array([shard[id_] for id_ in ids], np.int64)
+    def claim_views(self, ids: Texts, hashes: Ints, cycle: int, now_s: float) -> Ints:
+        """The row of each id's view; those that are new or stale wait for :meth:`fill`. Call it once for a cycle."""
+        rows, _ = self._rows(VIEW, ids, hashes, cycle)
+        stale, firsts = np.unique(rows[self._fresh_until[rows] <= now_s], return_index=True)
+        if len(stale):
+            at = np.flatnonzero(self._fresh_until[rows] <= now_s)[firsts]
+            some, some_hashes = ids.take(at), hashes[at]
+            shards = [self._index.find(p, some, some_hashes)[0] for p in range(self._partitions)]
+            names = self._index.names
+            self._stale = _Stale(stale, [names[row] for row in stale.tolist()], np.stack(shards, axis=1))
+        return rows
 
-    def encode(self, partition: int, ids: Iterable[str]) -> dict[bytes, bytes]:
-        """Redis fields and values of ``ids`` as they are now."""
-        shard = self._shards[partition]
-        names = list(dict.fromkeys(ids))
-        rows = np.array([shard[id_] for id_ in names], np.int64)
+    def wanted(self) -> dict[int, list[bytes]]:
+        """Redis fields by partition that :meth:`fill` needs."""
+        names = self._index.names
+        wanted = {p: [names[row] for row in rows.tolist()] for p, rows in self._unread.items()}
+        if self._stale is not None:
+            for p in range(self._partitions):
+                absent = np.flatnonzero(self._stale.shards[:, p] < 0).tolist()
+                if absent:
+                    wanted.setdefault(p, []).extend([self._stale.names[i] for i in absent])
+        return wanted
+
+    def fill(self, values: Mapping[int, Mapping[bytes, bytes | None]], until_s: float) -> None:
+        """Take in what was read for :meth:`wanted`; views are good until ``until_s``."""
+        names = self._index.names
+        for p, rows in self._unread.items():
+            found = values[p]
+            self._decode([found[names[row]] or b"" for row in rows.tolist()], rows)
+        self._unread = {}
+        if self._stale is not None:
+            self._build(self._stale, values)
+            self._fresh_until[self._stale.views] = until_s
+            self._stale = None
+
+    def encode(self, rows: Ints) -> dict[bytes, bytes]:
+        """Redis fields and values of ``rows`` (each once) as they are now."""
         values = encode_rows(self.layout, rows, self.rows.ints, self.rows.floats)
-        return {self.field(id_): value for id_, value in zip(names, values, strict=True)}
+        names = self._index.names
+        return dict(zip([names[row] for row in rows.tolist()], values, strict=True))
 
-    def stale(self, ids: Iterable[str], now_s: float) -> list[str]:
-        """Those of ``ids`` (each once) whose view must be built anew."""
-        until = self._fresh_until
-        return [id_ for id_ in dict.fromkeys(ids) if until.get(id_, -1.0) <= now_s]
-
-    def uncached_shards(self, id_: str, partitions: int) -> list[int]:
-        """Partitions whose shard of ``id_`` is not held here."""
-        return [p for p in range(partitions) if id_ not in self._shards.get(p, ())]
-
-    def build_view(self, id_: str, others: Mapping[int, bytes | None], until_s: float) -> None:
-        """Merge the shards held here with ``others`` (partition to state) into the view of ``id_``, good for a time."""
-        values = {p: value for p, value in others.items() if value}
-        scratch = [self.rows.take() for _ in values]
-        decode_rows(self.layout, list(values.values()), np.array(scratch, np.int64), self.rows.ints, self.rows.floats)
-        held = {p: shard[id_] for p, shard in self._shards.items() if id_ in shard}
-        parts = held | dict(zip(values, scratch, strict=True))
-        if id_ not in self._views:
-            self._views[id_] = self.rows.take()
-        self.rows.merge(np.array([parts[p] for p in sorted(parts)], np.int64), self._views[id_])
-        for row in scratch:
-            self.rows.give_back(row)
-        self._fresh_until[id_] = until_s
-
-    def views(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """The view row of each id."""
-        views = self._views
-        for id_ in dict.fromkeys(ids):
-            views[id_] = views.pop(id_)
-        return np.array([views[id_] for id_ in ids], np.int64)
+    # -- letting go ----------------------------------------------------------------------------------------------
 
     def drop(self, partition: int) -> None:
         """Forget a partition, and all views, since they include it."""
-        for row in self._shards.pop(partition, {}).values():
-            self._release(row)
-        self._drop_views(len(self._views))
+        self._unread, self._stale = {}, None
+        self._release(np.concatenate([self._index.rows(partition), self._index.rows(VIEW)]))
 
     def evict(self, settled: int) -> None:
-        """Drop the least recently used until the capacity holds. Rows used after cycle ``settled`` stay.
+        """Drop the least recently used once the capacity is passed. Rows used after cycle ``settled`` stay.
 
         What such a row holds is not in Redis yet.
         """
         surplus = len(self) - self.capacity
         if surplus <= 0:
             return
-        dropped = min(surplus, max(len(self._views) - self.capacity // 2, 0))
-        self._drop_views(dropped)
-        surplus -= dropped
-        for shard in self._shards.values():
-            share = -(-surplus * len(shard) // max(len(self), 1))
-            for id_ in list(shard)[:share]:
-                if self._used.get(shard[id_], -1) > settled:
-                    break
-                self._release(shard.pop(id_))
+        may_go = np.flatnonzero(self._index.used & (self._cycles <= settled))
+        count = min(surplus + self.capacity // _SLACK, len(may_go))
+        if count:
+            oldest = np.argpartition(self._cycles[may_go], count - 1)[:count]
+            self._release(may_go[oldest])
 
-    def _drop_views(self, count: int) -> None:
-        for id_ in list(self._views)[:count]:
-            self.rows.give_back(self._views.pop(id_))
-            self._fresh_until.pop(id_, None)
+    # -- inside --------------------------------------------------------------------------------------------------
 
-    def _release(self, row: int) -> None:
-        self._used.pop(row, None)
-        self.rows.give_back(row)
+    def _rows(self, partition: int, ids: Texts, hashes: Ints, cycle: int) -> tuple[Ints, Ints]:
+        """The row of each id, and the rows that are new."""
+        found, missing = self._index.find(partition, ids, hashes)
+        new = np.zeros(0, np.int64)
+        if missing:
+            spare = self.rows.spare(missing)
+            firsts = self._index.add(partition, ids, hashes, found, spare)
+            self.rows.spend(len(firsts))
+            self._grow()
+            new = spare[: len(firsts)]
+            self._fresh_until[new] = -1.0
+            names, prefix = self._index.names, self._prefix
+            for row, id_ in zip(new.tolist(), ids.take(firsts).raws(), strict=True):
+                names[row] = prefix + id_
+        self._cycles[found] = cycle
+        return found, new
+
+    def _grow(self) -> None:
+        more = len(self._index.used) - len(self._cycles)
+        if more > 0:
+            self._cycles = np.concatenate([self._cycles, np.zeros(more, np.int64)])
+            self._fresh_until = np.concatenate([self._fresh_until, np.full(more, -1.0)])
+
+    def _decode(self, values: Sequence[bytes], rows: Ints) -> None:
+        decode_rows(self.layout, list(values), rows, self.rows.ints, self.rows.floats)
+
+    def _build(self, stale: _Stale, values: Mapping[int, Mapping[bytes, bytes | None]]) -> None:
+        """Merge the shards held here with those read, in the order of the partitions."""
+        parts = stale.shards.copy()
+        read: list[bytes] = []
+        places: list[tuple[int, int]] = []
+        for p in range(self._partitions):
+            for i in np.flatnonzero(parts[:, p] < 0).tolist():
+                value = values[p][stale.names[i]]
+                if value:
+                    places.append((i, p))
+                    read.append(value)
+        scratch = self.rows.spare(len(read))
+        self.rows.spend(len(read))
+        if read:
+            self._decode(read, scratch)
+            at = np.array(places, np.int64)
+            parts[at[:, 0], at[:, 1]] = scratch
+        layout = self.layout
+        merge_all(self.rows.ints, self.rows.floats, parts, stale.views, layout.dims, layout.hops_ms,
+                  layout.label_hops_ms)  # fmt: skip
+        self.rows.give_back(scratch)
+
+    def _release(self, rows: Ints) -> None:
+        self._index.remove(rows)
+        self.rows.give_back(rows)

@@ -17,26 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features import engine
+from features.answers import MICRO, allowed
 from features.catalogue import Catalogue
 from features.engine import Operations
-from features.hashing import hash_strings
 from features.kernel import LABEL, TRANSACTION
-from features.messages import ACTIONS, Alert, Decision
+from features.messages import ACTIONS, Alert, Decision, Reason
 from features.scoring import FraudModel
+from features.texts import Texts
 from stream.entities import EntityCache
 from stream.intake import Emitted, Intake, Part, Progress
-from stream.lane import (
-    LetterId,
-    Output,
-    Produced,
-    Record,
-    Records,
-    Tally,
-    after_sources,
-    emitted_before,
-    reached,
-    source_id,
-)
+from stream.lane import Held, LetterId, Produced, Records, Tally, after_sources, emitted_before, reached
 from stream.settings import Settings
 from stream.store import FIELDS_MAX
 from stream.vectors import VectorLog
@@ -63,7 +53,7 @@ class FraudLane:
         self._intake = Intake(settings, schema, self.records_max)
         share = max(worker.cache_entities // len(catalogue.layouts), 1)
         self.caches = tuple(
-            EntityCache(layout, share, merged=e > 0 and self.partitions > 1,
+            EntityCache(layout, share, partitions=self.partitions, merged=e > 0 and self.partitions > 1,
                         refresh_s=worker.foreign_refresh_ms / 1000)
             for e, layout in enumerate(catalogue.layouts)
         )  # fmt: skip
@@ -104,68 +94,65 @@ class FraudLane:
 
     def waiting(self) -> dict[int, int]:
         """How many labels wait, by partition."""
-        return {partition: len(state.labels) for partition, state in self._intake.partitions.items() if state.labels}
+        held = {partition: len(state.labels) for partition, state in self._intake.partitions.items()}
+        return {partition: count for partition, count in held.items() if count}
 
-    def held(self) -> dict[str, tuple[int, int]]:
-        """Rows and bytes of each entity's cache."""
-        return {cache.layout.entity.name: (len(cache), cache.rows.nbytes) for cache in self.caches}
+    def held(self) -> dict[str, Held]:
+        """Each entity's cache."""
+        return {cache.layout.entity.name: Held(len(cache), cache.nbytes, cache.hits, cache.misses)
+                for cache in self.caches}  # fmt: skip
 
     def begin(self, fetched: Mapping[int, Records], lagging: Mapping[int, bool], tally: Tally) -> list[Part]:
         """Skip what is applied, decode, check the keys, and put transactions and labels in order."""
         return self._intake.take(fetched, lagging, tally)
 
-    def wanted(self, work: list[Part], now_s: float) -> dict[int, list[bytes]]:
-        """Redis fields of the shards and views that the caches lack, by partition."""
+    def wanted(self, work: list[Part], cycle: int, now_s: float) -> dict[int, list[bytes]]:
+        """Give every entity of the cycle its row; Redis fields that the caches lack, by partition."""
+        for part in work:
+            part.hashes = [ids.hashes() for ids in part.entities]
+            pairs = zip(part.entities, part.hashes, strict=True)
+            part.slots = [
+                cache.claim(part.partition, *pair, cycle) for cache, pair in zip(self.caches, pairs, strict=True)
+            ]
+            part.views = list(part.slots)
         wanted: dict[int, list[bytes]] = {}
         for e, cache in enumerate(self.caches):
-            for part in work:
-                ids = cache.missing(part.partition, part.entities[e])
-                if ids:
-                    wanted.setdefault(part.partition, []).extend(map(cache.field, ids))
-            if cache.merged:
-                for id_ in cache.stale((id_ for part in work for id_ in part.entities[e]), now_s):
-                    for partition in cache.uncached_shards(id_, self.partitions):
-                        wanted.setdefault(partition, []).append(cache.field(id_))
-        return {partition: list(dict.fromkeys(fields)) for partition, fields in wanted.items()}
+            if cache.merged and work:
+                ids = Texts.concat([part.entities[e] for part in work])
+                views = cache.claim_views(ids, np.concatenate([part.hashes[e] for part in work]), cycle, now_s)
+                ends = np.cumsum([len(part.order) for part in work])
+                for part, found in zip(work, np.split(views, ends[:-1]), strict=True):
+                    part.views[e] = found
+            for partition, fields in cache.wanted().items():
+                wanted.setdefault(partition, []).extend(fields)
+        return wanted
 
     def fill(self, work: list[Part], values: Mapping[int, Mapping[bytes, bytes | None]], now_s: float) -> None:
         """Take in what was read for :meth:`wanted`, asked with the same ``now_s``."""
-        for e, cache in enumerate(self.caches):
-            ids = list(dict.fromkeys(id_ for part in work for id_ in part.entities[e]))
-            stale = cache.stale(ids, now_s) if cache.merged else []
-            others = {
-                id_: {p: values[p][cache.field(id_)] for p in cache.uncached_shards(id_, self.partitions)}
-                for id_ in stale
-            }
-            for part in work:
-                missing = cache.missing(part.partition, part.entities[e])
-                if missing:
-                    found = values[part.partition]
-                    cache.fill(part.partition, missing, [found[cache.field(id_)] for id_ in missing])
-            # Nobody else writes while this worker holds every partition: a view stays right until one is lost.
-            alone = len(self._intake.partitions) == self.partitions
-            for id_ in stale:
-                cache.build_view(id_, others[id_], math.inf if alone else now_s + cache.refresh_s)
+        # Nobody else writes while this worker holds every partition: a view stays right until one is lost.
+        alone = len(self._intake.partitions) == self.partitions
+        for cache in self.caches:
+            cache.fill(values, math.inf if alone else now_s + cache.refresh_s)
 
     def compute(self, work: list[Part], models: Any, cycle: int, tally: Tally) -> list[Produced]:
         """Fold and score everything, then decide; returns what each partition has to write."""
         if not work:
             return []
-        operations, rows = self._operations(work, cycle)
+        operations, rows = self._operations(work)
         with tally.stage("features"):
             folded = engine.fold(self.catalogue, self._tables, operations)
         x = np.ascontiguousarray(folded.x[rows])
         with tally.stage("model"):
             scored = self._score(models.fraud, x)
-            records, positions = self._in_order(work)
-            self._adopt_emitted(records, scored)
+            self._adopt_emitted(work, scored)
             decided = self._remember(operations, folded, rows, scored)
         tally.labels_missed += int(folded.missed.sum())
         tally.duplicates += int(folded.repeat.sum())
         if self._log is not None:
-            self._log.append([source_id(r) for r in records], positions, x)
+            sources = [self._source(part, record.offset) for part in work for record in part.records]
+            self._log.append(sources, np.concatenate([part.positions for part in work]), x)
         with tally.stage("encode"):
-            return self._produced(work, records, _Decided(x, *decided, folded.repeat[rows], positions), models, tally)
+            return self._produced(work, _Decided(x, *decided, folded.repeat[rows]), models, tally)
 
     def _remember(self, operations: Operations, folded: engine.Folded, rows: NDArray[np.int64], scored: _Scored
                   ) -> _Scored:  # fmt: skip
@@ -176,7 +163,7 @@ class FraudLane:
         engine.remember(self.catalogue, self._tables, operations, folded, score, anomaly, action)
         return score[rows], anomaly[rows], action[rows]
 
-    def _operations(self, work: list[Part], cycle: int) -> tuple[Operations, NDArray[np.int64]]:
+    def _operations(self, work: list[Part]) -> tuple[Operations, NDArray[np.int64]]:
         """The columns of all partitions merged by time, and where each partition's transactions lie among them.
 
         Each partition keeps its own order. Merging matters to entities that several partitions share: one partition
@@ -184,44 +171,28 @@ class FraudLane:
         """
         parts: dict[str, list[NDArray[Any]]] = {name: [] for name in Operations.__slots__}
         for part in work:
-            labels, batch, order = part.labels, part.batch, part.order
-            n, extra = len(batch.rows), len(labels)
-            ids = [*batch.event_id, *(label.event_id for label in labels)]
+            labels, batch = part.labels, part.batch
+            n, extra = len(part.records), len(labels)
             missing = [np.full((extra, column.shape[1]), np.nan) for column in (batch.values, batch.categories)]
             columns = {
                 "kind": np.repeat(np.array([TRANSACTION, LABEL], np.int8), [n, extra]),
-                "time": np.concatenate([batch.time, np.array([label.time for label in labels], np.int64)]),
-                "event_hash": hash_strings(ids).view(np.int64),
+                "time": np.concatenate([batch.time, labels.time]),
+                "event_hash": np.concatenate([batch.event_id.hashes(), labels.event_id.hashes()]),
                 "values": np.concatenate([batch.values, missing[0]]),
                 "categories": np.concatenate([batch.categories, missing[1]]),
-                "fraud": np.concatenate([batch.fraud, np.array([label.fraud for label in labels], np.int8)]),
-                "entity_hash": np.stack([hash_strings(column).view(np.int64) for column in part.entities], axis=1),
-                "slots": np.stack([cache.use(part.partition, column, cycle)
-                                   for cache, column in zip(self.caches, part.entities, strict=True)], axis=1),
-                "views": np.stack([cache.views(column) if cache.merged else np.zeros(n + extra, np.int64)
-                                   for cache, column in zip(self.caches, part.entities, strict=True)], axis=1),
-            }  # fmt: skip
+                "fraud": np.concatenate([batch.fraud, labels.fraud]),
+                "entity_hash": np.stack(part.hashes, axis=1),
+                "slots": np.stack(part.slots, axis=1),
+                "views": np.stack(part.views, axis=1),
+            }
             for name, column in columns.items():
-                parts[name].append(column[order])
+                parts[name].append(column[part.order] if extra else column)
         clocks = np.concatenate([np.maximum.accumulate(time) for time in parts["time"]])
         order = np.argsort(clocks, kind="stable")
         places = np.empty(len(order), np.int64)
         places[order] = np.arange(len(order))
         rows = places[np.flatnonzero(np.concatenate(parts["kind"]) == TRANSACTION)]
-        operations = Operations(**{name: np.concatenate(columns)[order] for name, columns in parts.items()})
-        for e, cache in enumerate(self.caches):
-            if not cache.merged:
-                operations.views[:, e] = operations.slots[:, e]
-        return operations, rows
-
-    def _in_order(self, work: list[Part]) -> tuple[list[Record], NDArray[np.int64]]:
-        """The transactions' records and label positions, partition by partition."""
-        records: list[Record] = []
-        positions = []
-        for part in work:
-            records += [part.records[i] for i in part.transactions]
-            positions.append(part.positions[part.transactions])
-        return records, np.concatenate(positions)
+        return Operations(**{name: np.concatenate(columns)[order] for name, columns in parts.items()}), rows
 
     def _score(self, model: FraudModel, x: NDArray[np.float64]) -> _Scored:
         worker = self._worker
@@ -232,83 +203,123 @@ class FraudLane:
         action = np.where(score >= block, 2, np.where(score >= review, 1, 0)).astype(np.int8)
         return score, anomaly, action
 
-    def _adopt_emitted(self, records: list[Record], scored: _Scored) -> None:
+    def _adopt_emitted(self, work: list[Part], scored: _Scored) -> None:
+        """Put what an earlier owner, or this one before it had to start over, has decided in the place of the new."""
         score, anomaly, action = scored
-        for i, record in enumerate(records):
-            decision = self._emitted(record)
-            if decision is not None:
-                score[i], anomaly[i], action[i] = decision.score, decision.anomaly, ACTIONS.index(decision.action)
+        first = 0
+        for part in work:
+            emitted = self._intake.partitions[part.partition].emitted
+            if emitted:
+                for i, record in enumerate(part.records, first):
+                    decision = emitted.get(self._source(part, record.offset))
+                    if decision is not None:
+                        score[i], anomaly[i], action[i] = (
+                            decision.score,
+                            decision.anomaly,
+                            ACTIONS.index(decision.action),
+                        )
+            first += len(part.records)
 
-    def _emitted(self, record: Record) -> Emitted | None:
-        """What an earlier owner, or this one before it had to start over, has said about a transaction."""
-        emitted = self._intake.partitions[record.partition].emitted
-        return emitted.get(source_id(record)) if emitted else None
+    def _source(self, part: Part, offset: int) -> str:
+        return f"{self.topics[0]}:{part.partition}:{offset}"
 
-    def _produced(self, work: list[Part], records: list[Record], decided: _Decided, models: Any, tally: Tally
-                  ) -> list[Produced]:  # fmt: skip
+    def _produced(self, work: list[Part], decided: _Decided, models: Any, tally: Tally) -> list[Produced]:
         produced, first = [], 0
         for part in work:
-            outputs = list(part.outputs)
-            for i, row in enumerate(part.transactions.tolist(), first):
-                outputs += self._decide(part, row, records[i], decided, i, models, tally)
+            mine = decided.take(slice(first, first + len(part.records)))
             first += len(part.records)
+            self._answer(part, mine, models)
+            self._count(part, mine, tally)
             state = self._intake.partitions[part.partition]
-            if state.done:
-                outputs = [o for o in outputs if f"{o.topic} {o.source}" not in state.done]
-                if reached(part.offsets, state.answered):
-                    state.done.clear()
-                    state.emitted.clear()
+            if state.done and reached(part.offsets, state.answered):
+                state.done = set()
+                state.emitted = {}
             fields: dict[bytes, bytes] = {}
-            for cache, ids in zip(self.caches, part.entities, strict=True):
-                fields |= cache.encode(part.partition, ids)
-            produced.append(Produced(part.partition, part.offsets, outputs, fields))
+            for cache, slots in zip(self.caches, part.slots, strict=True):
+                fields |= cache.encode(np.unique(slots))
+            produced.append(Produced(part.partition, part.offsets, part.answers.messages, fields))
         return produced
 
-    def _decide(self, part: Part, row: int, record: Record, decided: _Decided, i: int, models: Any, tally: Tally
-                ) -> list[Output]:  # fmt: skip
-        """The decision on one transaction, and its alert where it needs a person."""
-        topics, batch = self._topic_names, part.batch
-        action = ACTIONS[decided.action[i]]
-        reasons = models.fraud.reasons(decided.x[i]) if action != "allow" else []
-        source, emitted = source_id(record), self._emitted(record)
-        tally.add(tally.actions, action)
-        tally.timestamps.setdefault("decision", []).append(record.timestamp)
+    @staticmethod
+    def _count(part: Part, decided: _Decided, tally: Tally) -> None:
+        for action, count in zip(ACTIONS, np.bincount(decided.action, minlength=len(ACTIONS)).tolist(), strict=True):
+            tally.add(tally.actions, action, count)
+        tally.alerts += int((decided.action > 0).sum())
+        if part.records:
+            times = np.array([record.timestamp for record in part.records], np.int64)
+            tally.timestamps.setdefault("decision", []).append(times)
+
+    def _answer(self, part: Part, decided: _Decided, models: Any) -> None:
+        """All decisions of a part in order, and an alert where one needs a person."""
+        batch, answers, decisions = part.batch, part.answers, self._topic_names.decisions
+        if not part.records:
+            return
+        keys, plain = batch.entities[0].raws(), self._plain(part, decided)
+        at = np.flatnonzero(plain)
+        offsets = np.array([record.offset for record in part.records], np.int64)
+        score, anomaly = (np.rint(column[at] * MICRO).astype(np.int64) for column in (decided.score, decided.anomaly))
+        encoded = iter(allowed(self.topics[0], part.partition, offsets[at], batch.event_id.take(at),
+                               batch.entities[0].take(at), batch.time[at], score, anomaly, models.version,
+                               part.positions[at], decided.repeat[at]))  # fmt: skip
+        if len(at) == len(keys):
+            answers.messages.setdefault(decisions, []).extend(zip(keys, encoded, strict=True))
+            return
+        alerts = np.flatnonzero(decided.action > 0).tolist()
+        reasons = dict(zip(alerts, models.fraud.reasons_many(decided.x[alerts]), strict=True)) if alerts else {}
+        for i, key in enumerate(keys):
+            if plain[i]:
+                answers.messages.setdefault(decisions, []).append((key, next(encoded)))
+            else:
+                self._explain(part, i, key, decided, reasons.get(i, []), models)
+
+    def _plain(self, part: Part, decided: _Decided) -> NDArray[np.bool_]:
+        """Which decisions need no more than their numbers, bool[n]; none while answers of a takeover are looked for."""
+        if self._intake.partitions[part.partition].done:
+            return np.zeros(len(decided.action), np.bool_)
+        plain: NDArray[np.bool_] = decided.action == 0
+        return plain
+
+    def _explain(self, part: Part, i: int, key: bytes, decided: _Decided, reasons: list[Reason], models: Any) -> None:
+        """A decision with its reasons, and its alert if it needs a person."""
+        topics, batch, action = self._topic_names, part.batch, ACTIONS[decided.action[i]]
+        source = self._source(part, part.records[i].offset)
+        emitted = self._intake.partitions[part.partition].emitted.get(source)
         facts = {
             "decision_id": source,
-            "event_id": batch.event_id[row],
-            "key": batch.entities[0][row],
-            "event_time": int(batch.time[row]),
+            "event_id": batch.event_id[i],
+            "key": batch.entities[0][i],
+            "event_time": int(batch.time[i]),
             "score": float(decided.score[i]),
             "anomaly": float(decided.anomaly[i]),
             "action": action,
             "model_version": models.version if emitted is None else emitted.model_version,
-            "label_position": int(decided.positions[i]),
+            "label_position": int(part.positions[i]),
             "duplicate": bool(decided.repeat[i]),
         }
-        key = facts["key"].encode()
         decision = Decision(**facts, reasons=[reason.text for reason in reasons])
-        outputs = [Output(topics.decisions, key, msgspec.json.encode(decision), source)]
+        part.answers.add(topics.decisions, source, (key, msgspec.json.encode(decision)))
         if action != "allow":
-            tally.alerts += 1
             alert = Alert(
                 **facts,
                 reasons=reasons,
-                entities={cache.layout.entity.name: ids[row]
+                entities={cache.layout.entity.name: ids[i]
                           for cache, ids in zip(self.caches, batch.entities, strict=True)},
                 values={name: None if value != value else value
                         for name, value in zip(self.catalogue.names, decided.x[i].tolist(), strict=True)},
             )  # fmt: skip
-            outputs.append(Output(topics.alerts, key, msgspec.json.encode(alert), source))
-        return outputs
+            part.answers.add(topics.alerts, source, (key, msgspec.json.encode(alert)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Decided:
-    """Columns of the transactions of a cycle, partition by partition."""
+    """Columns of transactions, partition by partition."""
 
     x: NDArray[np.float64]
     score: NDArray[np.float64]
     anomaly: NDArray[np.float64]
     action: NDArray[np.int8]
     repeat: NDArray[np.int8]
-    positions: NDArray[np.int64]
+
+    def take(self, rows: slice) -> _Decided:
+        """Those of one part."""
+        return _Decided(self.x[rows], self.score[rows], self.anomaly[rows], self.action[rows], self.repeat[rows])

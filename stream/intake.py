@@ -9,7 +9,6 @@ own order, merged with the transactions by time, and each decision records the l
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,21 +19,55 @@ from numpy.typing import NDArray
 from features.decode import Bad, LabelDecoder, Limits, TransactionBatch, TransactionDecoder
 from features.messages import Action
 from features.schema import TransactionSchema
-from stream.lane import Output, Record, Records, Tally, misplaced, refuse, source_id
+from features.texts import Texts
+from stream.lane import Answers, Record, Records, Tally, misplaced, refuse, source_id
 from stream.settings import Settings
+
+Ints = NDArray[np.int64]
 
 
 @dataclass(slots=True)
-class Waiting:
-    """A label that is not folded yet, or a bad one that keeps its place among them."""
+class Labels:
+    """n labels that are not folded yet, in the order of their offsets.
 
-    record: Record
-    clock: int
-    event_id: str = ""
-    entities: tuple[str, ...] = ()
-    time: int = 0
-    fraud: int = 0
-    bad: Bad | None = None
+    ``offset``, ``clock`` (the newest label time up to each) and ``time`` int64[n]; ``fraud`` int8[n]; ``good`` bool[n]:
+    a bad one keeps its place among them, and ``bad`` has its record and reason by offset.
+    """
+
+    offset: Ints
+    clock: Ints
+    time: Ints
+    fraud: NDArray[np.int8]
+    good: NDArray[np.bool_]
+    event_id: Texts
+    entities: list[Texts]
+    bad: dict[int, tuple[Record, Bad]]
+
+    @classmethod
+    def none(cls) -> Labels:
+        """No labels."""
+        zero = np.zeros(0, np.int64)
+        return cls(zero, zero, zero, np.zeros(0, np.int8), np.zeros(0, np.bool_), Texts.of([]), [], {})
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+    def take(self, at: slice | NDArray[np.bool_]) -> Labels:
+        """Some of them."""
+        rows = np.arange(len(self))[at]
+        return Labels(self.offset[at], self.clock[at], self.time[at], self.fraud[at], self.good[at],
+                      self.event_id.take(rows), [ids.take(rows) for ids in self.entities], self.bad)  # fmt: skip
+
+    def and_then(self, other: Labels) -> Labels:
+        """These and those that follow them."""
+        if not len(self):
+            return other
+        pairs = ((self.offset, other.offset), (self.clock, other.clock), (self.time, other.time))
+        offset, clock, time = (np.concatenate(pair) for pair in pairs)
+        entities = [Texts.concat([a.packed(), b.packed()]) for a, b in zip(self.entities, other.entities, strict=True)]
+        event_id = Texts.concat([self.event_id.packed(), other.event_id.packed()])
+        fraud, good = np.concatenate([self.fraud, other.fraud]), np.concatenate([self.good, other.good])
+        return Labels(offset, clock, time, fraud, good, event_id, entities, self.bad | other.bad)
 
 
 class Emitted(msgspec.Struct, frozen=True):
@@ -58,7 +91,7 @@ class Progress:
     offsets: dict[str, int]
     clock: int = 0
     label_clock: int = 0
-    labels: deque[Waiting] = field(default_factory=deque)
+    labels: Labels = field(default_factory=Labels.none)
     held: list[Record] = field(default_factory=list)
     emitted: dict[str, Emitted] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
@@ -67,22 +100,24 @@ class Progress:
 
 @dataclass(slots=True)
 class Part:
-    """One partition's share of a cycle; ``order`` indexes transactions first, then labels."""
+    """One partition's share of a cycle: its transactions in order, and the labels among them.
+
+    ``order`` indexes transactions first, then labels; ``entities`` are the ids of both, by entity, and ``hashes``,
+    ``slots`` and ``views`` what the lane finds out about them.
+    """
 
     partition: int
     offsets: dict[str, int]
-    outputs: list[Output]
-    records: list[Record]
+    answers: Answers
+    records: Sequence[Record]
     batch: TransactionBatch
-    labels: list[Waiting]
-    order: NDArray[np.int64]
-    positions: NDArray[np.int64]
-    entities: list[list[str]]
-
-    @property
-    def transactions(self) -> NDArray[np.int64]:
-        """Indices of the transactions in the order in which they count."""
-        return self.order[self.order < len(self.records)]
+    labels: Labels
+    order: Ints
+    positions: Ints
+    entities: list[Texts]
+    hashes: list[Ints] = field(default_factory=list)
+    slots: list[Ints] = field(default_factory=list)
+    views: list[Ints] = field(default_factory=list)
 
 
 class Intake:
@@ -106,48 +141,51 @@ class Intake:
         parts = []
         for partition, state in self.partitions.items():
             records = fetched.get(partition, {})
-            if records or state.labels or state.held:
+            if records or len(state.labels) or state.held:
                 part = self._take(partition, state, records, lagging.get(partition, False), tally)
                 if part is not None:
                     parts.append(part)
         return parts
 
     def _take(self, partition: int, state: Progress, records: Records, lagging: bool, tally: Tally) -> Part | None:
-        outputs: list[Output] = []
+        answers = Answers(state.done)
         self._queue_labels(partition, state, records.get(self._labels, ()), tally)
         fresh, batch, pinned = self._transactions_ready(partition, state, records)
         for bad in batch.bad:
-            refuse(fresh[bad.index], bad, self._dead_letters, outputs, tally)
+            refuse(fresh[bad.index], bad, self._dead_letters, answers, tally)
         clocks = np.maximum.accumulate(np.concatenate([[state.clock], batch.time]))[1:]
         if len(clocks):
             state.clock = int(clocks[-1])
         labels = self._due_labels(state, lagging or bool(state.held), int(pinned.max(initial=-1)))
-        if not fresh and not labels:
+        if not fresh and not len(labels):
             return None
         tally.add(tally.events, "transactions", len(fresh))
         tally.add(tally.events, "labels", len(labels))
         tally.unknown_fields += batch.unknown_fields
-        for label in labels:
-            if label.bad is not None:
-                refuse(label.record, label.bad, self._dead_letters, outputs, tally)
-        before = [state.offsets.get(self._labels, 0), *(label.record.offset + 1 for label in labels)]
-        state.offsets = state.offsets | {self._labels: before[-1]}
+        for offset in labels.offset[~labels.good].tolist():
+            record, reason = state.labels.bad.pop(offset)
+            refuse(record, reason, self._dead_letters, answers, tally)
+        before = np.concatenate([[state.offsets.get(self._labels, 0)], labels.offset + 1])
+        state.offsets = state.offsets | {self._labels: int(before[-1])}
         if fresh:
             state.offsets[self._transactions] = fresh[-1].offset + 1
-        good = [i for i, label in enumerate(labels) if label.bad is None]
+        good = np.flatnonzero(labels.good)
         seen = _labels_seen(clocks, labels, pinned)
-        kept = [labels[i] for i in good]
+        kept = labels.take(labels.good)
+        entities = batch.entities
+        if len(kept):
+            entities = [Texts.concat(pair) for pair in zip(batch.entities, kept.entities, strict=True)]
         return Part(
             partition=partition,
             offsets=dict(state.offsets),
-            outputs=outputs,
-            records=[fresh[i] for i in batch.rows],
+            answers=answers,
+            records=[fresh[i] for i in batch.rows] if len(batch.rows) < len(fresh) else fresh,
             batch=batch,
             labels=kept,
             # A transaction comes after the labels that it has seen, and before the others.
-            order=np.argsort(np.concatenate([2 * seen, 2 * np.array(good, np.int64) + 1]), kind="stable"),
-            positions=np.array(before, np.int64)[seen],
-            entities=[[*batch.entities[e], *(label.entities[e] for label in kept)] for e in range(self._entities)],
+            order=np.argsort(np.concatenate([2 * seen, 2 * good + 1]), kind="stable"),
+            positions=before[seen],
+            entities=entities,
         )
 
     def _transactions_ready(self, partition: int, state: Progress, records: Records
@@ -157,13 +195,12 @@ class Intake:
         One that was emitted before a takeover waits, with all after it, until the labels that it has seen are here.
         """
         applied = state.offsets.get(self._transactions, 0)
-        new = [record for record in records.get(self._transactions, ()) if record.offset >= applied]
-        fresh = [*state.held, *new]
+        fresh = [*state.held, *_from(records.get(self._transactions, ()), applied)]
         fresh, state.held = fresh[: self._records_max], fresh[self._records_max :]
         batch = self._decoded(fresh, partition)
         pinned = np.full(len(batch.rows), -1, np.int64)
         if state.emitted:
-            here = state.labels[-1].record.offset + 1 if state.labels else state.offsets.get(self._labels, 0)
+            here = self._labels_read(state)
             for i, row in enumerate(batch.rows):
                 emitted = state.emitted.get(source_id(fresh[row]))
                 if emitted is not None and emitted.label_position > here:
@@ -174,58 +211,70 @@ class Intake:
 
     def _decoded(self, records: list[Record], partition: int) -> TransactionBatch:
         batch = self._decode_transactions([r.value for r in records], [r.timestamp for r in records])
-        self._check_partition(batch, partition)
-        return batch
+        return self._check_partition(batch, partition)
 
-    def _check_partition(self, batch: TransactionBatch, partition: int) -> None:
+    def _check_partition(self, batch: TransactionBatch, partition: int) -> TransactionBatch:
         """Move events whose key belongs to another partition from the good to the bad ones."""
         if self._accept_mispartitioned or not batch.rows:
-            return
+            return batch
         wrong = misplaced(batch.entities[0], batch.rows, partition, self._count, f"{self._key_name} {{!r}}")
         if not wrong:
-            return
+            return batch
         batch.bad += wrong.values()
-        keep = [i for i in range(len(batch.rows)) if i not in wrong]
-        batch.rows = [batch.rows[i] for i in keep]
-        batch.event_id = [batch.event_id[i] for i in keep]
-        batch.entities = [[ids[i] for i in keep] for ids in batch.entities]
-        for name in ("time", "values", "categories", "fraud"):
-            setattr(batch, name, getattr(batch, name)[keep])
+        return batch.keep([i for i in range(len(batch.rows)) if i not in wrong])
+
+    def _labels_read(self, state: Progress) -> int:
+        """The offset after the last label that waits or was folded."""
+        return int(state.labels.offset[-1]) + 1 if len(state.labels) else state.offsets.get(self._labels, 0)
 
     def _queue_labels(self, partition: int, state: Progress, records: Sequence[Record], tally: Tally) -> None:
-        seen = state.labels[-1].record.offset + 1 if state.labels else state.offsets.get(self._labels, 0)
-        fresh = [record for record in records if record.offset >= seen]
+        fresh = _from(records, self._labels_read(state))
         if not fresh:
             return
         batch = self._decode_labels([r.value for r in fresh], [r.timestamp for r in fresh])
-        self._check_partition(batch, partition)
+        batch = self._check_partition(batch, partition)
         tally.unknown_fields += batch.unknown_fields
-        bad = {item.index: item for item in batch.bad}
-        good = {row: i for i, row in enumerate(batch.rows)}
-        for index, record in enumerate(fresh):
-            if index in bad:
-                state.labels.append(Waiting(record, state.label_clock, bad=bad[index]))
-                continue
-            i = good[index]
-            time = int(batch.time[i])
-            state.label_clock = max(state.label_clock, time)
-            entities = tuple(ids[i] for ids in batch.entities)
-            state.labels.append(Waiting(record, state.label_clock, batch.event_id[i], entities, time,
-                                         int(batch.fraud[i])))  # fmt: skip
+        n = len(fresh)
+        good, time, fraud = np.zeros(n, np.bool_), np.full(n, state.label_clock, np.int64), np.zeros(n, np.int8)
+        good[batch.rows], time[batch.rows], fraud[batch.rows] = True, batch.time, batch.fraud
+        place = np.zeros(n, np.int64)  # a bad one has the text of any other; nobody reads it
+        place[batch.rows] = np.arange(len(batch.rows))
+        clock = np.maximum.accumulate(np.maximum(time, state.label_clock))
+        state.label_clock = int(clock[-1])
+        if not len(batch.rows):
+            batch.event_id, batch.entities = Texts.of([""]), [Texts.of([""])] * self._entities
+        fresh_labels = Labels(
+            offset=np.array([record.offset for record in fresh], np.int64),
+            clock=clock,
+            time=time,
+            fraud=fraud,
+            good=good,
+            event_id=batch.event_id.take(place),
+            entities=[ids.take(place) for ids in batch.entities],
+            bad={fresh[bad.index].offset: (fresh[bad.index], bad) for bad in batch.bad},
+        )
+        state.labels = state.labels.and_then(fresh_labels)
 
-    def _due_labels(self, state: Progress, lagging: bool, position: int) -> list[Waiting]:
+    def _due_labels(self, state: Progress, lagging: bool, position: int) -> Labels:
         """Labels below ``position``, and those that the transactions' clock has passed; all where none lags."""
-        due: list[Waiting] = []
-        while state.labels and len(due) < self._records_max:
-            label = state.labels[0]
-            if lagging and label.record.offset >= position and label.clock >= state.clock:
-                break
-            due.append(state.labels.popleft())
-        return due
+        labels = state.labels
+        due = len(labels)
+        if lagging:
+            due = max(int(np.searchsorted(labels.clock, state.clock)), int(np.searchsorted(labels.offset, position)))
+        due = min(due, self._records_max)
+        state.labels = labels.take(slice(due, None))
+        return labels.take(slice(due))
 
 
-def _labels_seen(clocks: NDArray[np.int64], labels: Sequence[Waiting], pinned: NDArray[np.int64]) -> NDArray[np.int64]:
+def _from(records: Sequence[Record], offset: int) -> Sequence[Record]:
+    """The records from an offset on; usually that is all of them."""
+    if not records or records[0].offset >= offset:
+        return records
+    return [record for record in records if record.offset >= offset]
+
+
+def _labels_seen(clocks: Ints, labels: Labels, pinned: Ints) -> Ints:
     """How many of ``labels`` come before each transaction: those of an earlier time, or as it was emitted; int64[n]."""
-    by_clock = np.searchsorted([label.clock for label in labels], clocks, side="left")
-    by_offset = np.searchsorted([label.record.offset for label in labels], pinned, side="left")
+    by_clock = np.searchsorted(labels.clock, clocks, side="left")
+    by_offset = np.searchsorted(labels.offset, pinned, side="left")
     return np.maximum.accumulate(np.where(pinned >= 0, by_offset, by_clock)).astype(np.int64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -17,10 +17,11 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from features.decode import Bad
-from features.hashing import partitions_of
 from features.messages import DeadLetter
+from features.texts import Texts
 
 DEAD_LETTER_BYTES = 65_536
 _Message = TypeVar("_Message", bound=msgspec.Struct)
@@ -52,29 +53,48 @@ class Record(Protocol):
 Records = Mapping[str, Sequence[Record]]  # of one partition number: topic to records in offset order
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
-    """One message to produce, and the record it answers (``source`` is ``topic:partition:offset``)."""
-
-    topic: str
-    key: bytes
-    value: bytes
-    source: str
+Message = tuple[bytes, bytes]  # key and value to produce
 
 
 @dataclass(slots=True)
 class Produced:
-    """What one cycle yields for one partition of a lane: messages, new offsets, and state to write."""
+    """What one cycle yields for one partition of a lane: messages by topic, new offsets, and state to write."""
 
     partition: int
     offsets: dict[str, int]
-    outputs: list[Output] = field(default_factory=list)
+    messages: dict[str, list[Message]] = field(default_factory=dict)
     fields: dict[bytes, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A cache: entries and bytes held, and look-ups so far that found their entry or did not."""
+
+    entries: int
+    nbytes: int
+    hits: int
+    misses: int
+
+
+@dataclass(slots=True)
+class Answers:
+    """Messages by topic, collected; what answers a source in ``done`` (``topic source``) was emitted before."""
+
+    done: Set[str] = frozenset()
+    messages: dict[str, list[Message]] = field(default_factory=dict)
+
+    def add(self, topic: str, source: str, message: Message) -> None:
+        """Add a message unless it was emitted before; ``source`` (``topic:partition:offset``) is what it answers."""
+        if not self.done or f"{topic} {source}" not in self.done:
+            self.messages.setdefault(topic, []).append(message)
 
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of one cycle, for the metrics. ``timestamps`` are the Kafka times (ms) of what was answered, by kind."""
+    """Counts of one cycle, for the metrics.
+
+    ``timestamps`` are the Kafka times (int64[n], ms) of what was answered, by kind, one array for each partition.
+    """
 
     events: dict[str, int] = field(default_factory=dict)
     actions: dict[str, int] = field(default_factory=dict)
@@ -83,7 +103,7 @@ class Tally:
     unknown_fields: int = 0
     labels_missed: int = 0
     duplicates: int = 0
-    timestamps: dict[str, list[int]] = field(default_factory=dict)
+    timestamps: dict[str, list[NDArray[np.int64]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -116,7 +136,7 @@ class Lane(Protocol):
     def records_max(self) -> int: ...
 
     def begin(self, fetched: Mapping[int, Records], lagging: Mapping[int, bool], tally: Tally) -> Any: ...
-    def wanted(self, work: Any, now_s: float) -> dict[int, list[bytes]]: ...
+    def wanted(self, work: Any, cycle: int, now_s: float) -> dict[int, list[bytes]]: ...
     def fill(self, work: Any, values: Mapping[int, Mapping[bytes, bytes | None]], now_s: float) -> None: ...
     def compute(self, work: Any, models: Any, cycle: int, tally: Tally) -> list[Produced]: ...
     def resume(self, partition: int, offsets: Mapping[str, int]) -> None: ...
@@ -124,15 +144,15 @@ class Lane(Protocol):
     def evict(self, settled: int) -> None: ...
     def adopt(self, partition: int, emitted: Mapping[str, Sequence[bytes]]) -> dict[str, int]: ...
     def waiting(self) -> dict[int, int]: ...
-    def held(self) -> dict[str, tuple[int, int]]: ...
+    def held(self) -> dict[str, Held]: ...
 
 
-def misplaced(keys: Sequence[str], rows: Sequence[int], partition: int, partitions: int, named: str) -> dict[int, Bad]:
+def misplaced(keys: Texts, rows: Sequence[int], partition: int, partitions: int, named: str) -> dict[int, Bad]:
     """Position in the batch and reason of each event whose key belongs to another partition.
 
     ``rows`` are the events' indices in the fetch; ``named`` tells a key, with ``{!r}`` in its place.
     """
-    expected = partitions_of([key.encode() for key in keys], partitions)
+    expected = keys.partitions(partitions)
     return {
         i: Bad(rows[i], "wrong_partition",
                f"{named.format(keys[i])} belongs to partition {expected[i]} of {partitions}, not {partition}: the "
@@ -181,7 +201,7 @@ def reached(offsets: Mapping[str, int], wanted: Mapping[str, int]) -> bool:
     return all(offsets.get(topic, 0) >= offset for topic, offset in wanted.items())
 
 
-def dead_letter(record: Record, bad: Bad, topic: str) -> Output:
+def dead_letter(record: Record, bad: Bad) -> Message:
     """The dead letter of a record; it always fits the broker's limit, whatever the record's size."""
     value = record.value or b""
     key = record.key
@@ -197,10 +217,10 @@ def dead_letter(record: Record, bad: Bad, topic: str) -> Output:
         value=base64.b64encode(value[:DEAD_LETTER_BYTES]).decode(),
         key=None if key is None else base64.b64encode(key[:1024]).decode(),
     )
-    return Output(topic, letter.dead_letter_id.encode(), msgspec.json.encode(letter), letter.dead_letter_id)
+    return letter.dead_letter_id.encode(), msgspec.json.encode(letter)
 
 
-def refuse(record: Record, bad: Bad, topic: str, outputs: list[Output], tally: Tally) -> None:
-    """Put a record's dead letter among the outputs and count it."""
-    outputs.append(dead_letter(record, bad, topic))
+def refuse(record: Record, bad: Bad, topic: str, answers: Answers, tally: Tally) -> None:
+    """Put a record's dead letter among the answers and count it."""
+    answers.add(topic, source_id(record), dead_letter(record, bad))
     tally.add(tally.dead_letters, bad.code)

@@ -20,7 +20,7 @@ from aiokafka.errors import (
 )
 
 from features.errors import HeadraceError, ServiceUnavailable, TopicError
-from stream.lane import Output
+from stream.lane import Message
 
 Target = tuple[str, int]
 _STOP_S = 10.0
@@ -66,7 +66,7 @@ class Publisher:
             self._open.clear()
             await self.start()
 
-    async def send(self, outputs: Mapping[Target, Sequence[Output]]) -> list[Pending]:
+    async def send(self, outputs: Mapping[Target, Sequence[Message]]) -> list[Pending]:
         """Hand over all messages; returns each batch's target, size and acknowledgement."""
         pending: list[Pending] = []
         for (topic, partition), messages in outputs.items():
@@ -76,7 +76,7 @@ class Publisher:
                     pending.append(((topic, partition), size, await self._send(batch, topic, partition)))
                     batch, size = self._connected().create_batch(), 0
                     if not _append(batch, message):
-                        raise TopicError(f"an answer of {len(message.value)} bytes for {topic} does not fit a batch")
+                        raise TopicError(f"an answer of {len(message[1])} bytes for {topic} does not fit a batch")
                 size += 1
             if size:
                 pending.append(((topic, partition), size, await self._send(batch, topic, partition)))
@@ -124,8 +124,8 @@ class Publisher:
         return positions
 
 
-def _append(batch: Any, message: Output) -> bool:
-    return batch.append(key=message.key, value=message.value, timestamp=None) is not None
+def _append(batch: Any, message: Message) -> bool:
+    return batch.append(key=message[0], value=message[1], timestamp=None) is not None
 
 
 def _refusal(topic: str, error: KafkaError) -> HeadraceError:

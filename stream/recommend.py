@@ -23,9 +23,12 @@ from features.decode import Bad, ClickBatch, ClickDecoder, Limits
 from features.errors import StateMismatch
 from features.hashing import hash_strings
 from features.messages import Recommendation, RecommendedItem
+from features.texts import Texts
 from stream.lane import (
+    Answers,
+    Held,
     LetterId,
-    Output,
+    Message,
     Produced,
     Record,
     Records,
@@ -68,7 +71,7 @@ class _Partition:
 class _Part:
     partition: int
     offsets: dict[str, int]
-    outputs: list[Output]
+    answers: Answers
     records: list[Record]
     batch: ClickBatch
 
@@ -108,6 +111,7 @@ class RecommendLane:
         self._worker = worker
         self._decode = ClickDecoder(Limits(worker.message_bytes_max, int(worker.ahead_max_s * 1000))).decode
         self._partitions: dict[int, _Partition] = {}
+        self._hits = self._misses = 0
 
     def resume(self, partition: int, offsets: Mapping[str, int]) -> None:
         """Start a partition at the applied ``offsets``; nothing of it is cached."""
@@ -148,10 +152,11 @@ class RecommendLane:
         """Clicks never wait."""
         return {}
 
-    def held(self) -> dict[str, tuple[int, int]]:
-        """Sessions held, and the bytes of their clicks."""
+    def held(self) -> dict[str, Held]:
+        """The sessions; ``nbytes`` are those of their clicks."""
         sessions = [session for state in self._partitions.values() for session in state.sessions.values()]
-        return {"session": (len(sessions), sum(len(session.clicks) for session in sessions) * _CLICK.size)}
+        size = sum(len(session.clicks) for session in sessions) * _CLICK.size
+        return {"session": Held(len(sessions), size, self._hits, self._misses)}
 
     def begin(self, fetched: Mapping[int, Records], lagging: Mapping[int, bool], tally: Tally) -> list[_Part]:
         """Skip what is applied, decode, and check the keys."""
@@ -165,22 +170,22 @@ class RecommendLane:
                 continue
             batch = self._decode([r.value for r in fresh], [r.timestamp for r in fresh])
             wrong = self._wrong_partition(batch, partition)
-            outputs: list[Output] = []
+            answers = Answers(state.done)
             for bad in (*batch.bad, *wrong.values()):
-                refuse(fresh[bad.index], bad, self._topic_names.dead_letters, outputs, tally)
+                refuse(fresh[bad.index], bad, self._topic_names.dead_letters, answers, tally)
             if wrong:
                 batch = self._without(batch, set(wrong))
             tally.add(tally.events, "clicks", len(fresh))
             tally.unknown_fields += batch.unknown_fields
             state.offsets = state.offsets | {topic: fresh[-1].offset + 1}
-            parts.append(_Part(partition, dict(state.offsets), outputs, [fresh[i] for i in batch.rows], batch))
+            parts.append(_Part(partition, dict(state.offsets), answers, [fresh[i] for i in batch.rows], batch))
         return parts
 
     def _wrong_partition(self, batch: ClickBatch, partition: int) -> dict[int, Bad]:
         """Position in the batch and reason of each click whose key belongs to another partition."""
         if self._worker.accept_mispartitioned or not batch.rows:
             return {}
-        keys = [user or session for user, session in zip(batch.user_id, batch.session_id, strict=True)]
+        keys = Texts.of([user or session for user, session in zip(batch.user_id, batch.session_id, strict=True)])
         return misplaced(keys, batch.rows, partition, self.partitions, "key {!r} (user_id, else session_id)")
 
     @staticmethod
@@ -193,7 +198,7 @@ class RecommendLane:
         return ClickBatch(**columns, time=batch.time[keep], action=batch.action[keep], bad=batch.bad,
                           unknown_fields=batch.unknown_fields)  # fmt: skip
 
-    def wanted(self, work: list[_Part], now_s: float) -> dict[int, list[bytes]]:
+    def wanted(self, work: list[_Part], cycle: int, now_s: float) -> dict[int, list[bytes]]:
         """Redis fields of the sessions that are not cached, by partition."""
         wanted = {part.partition: [b"session:" + id_.encode() for id_ in self._missing(part)] for part in work}
         return {partition: fields for partition, fields in wanted.items() if fields}
@@ -206,7 +211,10 @@ class RecommendLane:
         """Take in what was read for :meth:`wanted`."""
         for part in work:
             sessions = self._partitions[part.partition].sessions
-            for id_ in self._missing(part):
+            missing = self._missing(part)
+            self._misses += len(missing)
+            self._hits += len(part.records) - len(missing)
+            for id_ in missing:
                 found = values[part.partition][b"session:" + id_.encode()]
                 sessions[id_] = _Session(decode_session(found))
 
@@ -243,22 +251,21 @@ class RecommendLane:
         produced, row = [], 0
         for part in work:
             state, batch = self._partitions[part.partition], part.batch
-            outputs = list(part.outputs)
             for i, record in enumerate(part.records):
-                outputs.append(self._answer(record, batch, i, models, items[row].tolist(), scores[row].tolist()))
-                tally.timestamps.setdefault("recommendation", []).append(record.timestamp)
+                message = self._answer(record, batch, i, models, items[row].tolist(), scores[row].tolist())
+                part.answers.add(self._topic_names.recommendations, source_id(record), message)
                 row += 1
-            if state.done:
-                outputs = [o for o in outputs if f"{o.topic} {o.source}" not in state.done]
-                if reached(part.offsets, state.answered):
-                    state.done.clear()
+            times = np.array([record.timestamp for record in part.records], np.int64)
+            tally.timestamps.setdefault("recommendation", []).append(times)
+            if state.done and reached(part.offsets, state.answered):
+                state.done = set()
             fields = {b"session:" + id_.encode(): encode_session(state.sessions[id_].clicks)
                       for id_ in dict.fromkeys(batch.session_id)}  # fmt: skip
-            produced.append(Produced(part.partition, part.offsets, outputs, fields))
+            produced.append(Produced(part.partition, part.offsets, part.answers.messages, fields))
         return produced
 
     def _answer(self, record: Record, batch: ClickBatch, i: int, models: Any, items: list[int], scores: list[float]
-                ) -> Output:  # fmt: skip
+                ) -> Message:  # fmt: skip
         model = models.neighbours
         source = source_id(record)
         message = Recommendation(
@@ -273,4 +280,4 @@ class RecommendLane:
             model_version=models.version,
         )  # fmt: skip
         key = batch.user_id[i] or batch.session_id[i]
-        return Output(self._topic_names.recommendations, key.encode(), msgspec.json.encode(message), source)
+        return key.encode(), msgspec.json.encode(message)

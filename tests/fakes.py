@@ -20,7 +20,7 @@ from features.schema import load_schema
 from features.scoring import Thresholds
 from stream.cycle import Bounds, Pipeline, Station
 from stream.fraud import FraudLane
-from stream.lane import Lane, Output
+from stream.lane import Lane, Message
 from stream.metrics import Metrics
 from stream.publisher import Target
 from stream.recommend import RecommendLane
@@ -112,14 +112,14 @@ class MemoryStore:
 class MemoryPublisher:
     """What Publisher does, on lists. ``fault`` names what happens to the next cycle's answers."""
 
-    def __init__(self, logs: dict[Target, list[Output]]) -> None:
+    def __init__(self, logs: dict[Target, list[Message]]) -> None:
         self.logs = logs
         self.fault = ""
 
     async def settle(self) -> None:
         """As Publisher."""
 
-    async def send(self, outputs: Mapping[Target, Sequence[Output]]) -> Any:
+    async def send(self, outputs: Mapping[Target, Sequence[Message]]) -> Any:
         """As Publisher."""
         fault, self.fault = self.fault, ""
         for number, (target, messages) in enumerate(outputs.items()):
@@ -139,7 +139,7 @@ class MemoryPublisher:
 class MemoryTails:
     """What TailReader does, on the publisher's lists."""
 
-    def __init__(self, logs: dict[Target, list[Output]]) -> None:
+    def __init__(self, logs: dict[Target, list[Message]]) -> None:
         self._logs = logs
 
     async def ends(self, targets: list[Target]) -> dict[Target, int]:
@@ -149,7 +149,7 @@ class MemoryTails:
     async def read(self, positions: Mapping[Target, int]) -> dict[Target, list[bytes]]:
         """As TailReader."""
         await asyncio.sleep(0)
-        return {target: [o.value for o in self._logs[target][position:]] for target, position in positions.items()}
+        return {target: [value for _, value in self._logs[target][position:]] for target, position in positions.items()}
 
 
 class FakeFraud:
@@ -165,9 +165,9 @@ class FakeFraud:
         score = (np.nan_to_num(x, nan=0.5) @ np.linspace(0.01, 0.02, x.shape[1]) + self.shift) % 1.0
         return score, 1.0 - score
 
-    def reasons(self, row: NDArray[np.float64]) -> list[Reason]:
+    def reasons_many(self, rows: NDArray[np.float64]) -> list[list[Reason]]:
         """As FraudModel."""
-        return [Reason(feature="event_amount", value=float(row[0]), contribution=1.0, text="amount")]
+        return [[Reason(feature="event_amount", value=float(row[0]), contribution=1.0, text="amount")] for row in rows]
 
 
 class FakeNeighbours:
@@ -196,7 +196,7 @@ class World:
     def __init__(self, partitions: int = 1) -> None:
         self.log = Log(partitions)
         self.hashes: dict[str, dict[int, dict[bytes, bytes]]] = {"fraud": {}, "recommend": {}}
-        self.outputs: dict[Target, list[Output]] = defaultdict(list)
+        self.outputs: dict[Target, list[Message]] = defaultdict(list)
 
     def worker(self, *, in_flight: int = 4, cache: int = 1000, refresh_ms: int = 0, shift: float = 0.0,
                lease_s: float = 60.0) -> FakeWorker:  # fmt: skip
@@ -205,8 +205,8 @@ class World:
 
     def answers(self, topic: str) -> list[dict[str, Any]]:
         """All messages of an output topic."""
-        return [msgspec.json.decode(o.value) for (t, _), outputs in sorted(self.outputs.items()) if t == topic
-                for o in outputs]  # fmt: skip
+        return [msgspec.json.decode(value) for (t, _), outputs in sorted(self.outputs.items()) if t == topic
+                for _, value in outputs]  # fmt: skip
 
     def state(self) -> dict[str, dict[int, dict[bytes, bytes]]]:
         """All state but the heads, which hold the writer's name."""

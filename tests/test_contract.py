@@ -13,8 +13,9 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from features.decode import TIME_MAX_MS, TIME_MIN_MS, ClickDecoder, LabelDecoder, Limits, TransactionDecoder
+from features.decode import ClickDecoder, LabelDecoder, Limits, TransactionDecoder
 from features.messages import ID_BYTES_MAX, DeadLetterReason
+from features.scan import TIME_MAX_MS, TIME_MIN_MS
 from features.schema import load_schema
 from stream.contract import json_schemas, message_types
 from stream.settings import TopicSettings

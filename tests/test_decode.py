@@ -43,8 +43,8 @@ def reason(message: bytes | dict[str, Any] | None, decoder: Any = TRANSACTIONS) 
     assert batch.rows == [] and len(batch.bad) == 1
     bad = batch.bad[0]
     assert bad.code in get_args(DeadLetterReason)
-    letter = dead_letter(FakeRecord("t", 0, 7, b"\xff", value, NOW_MS), bad, "dead-letters")
-    assert msgspec.json.decode(letter.value, type=DeadLetter).reason == bad.code
+    _, letter = dead_letter(FakeRecord("t", 0, 7, b"\xff", value, NOW_MS), bad)
+    assert msgspec.json.decode(letter, type=DeadLetter).reason == bad.code
     return bad.code, bad.sentence
 
 
@@ -115,7 +115,7 @@ def test_a_number_of_any_size_is_a_dead_letter_or_an_id(number: str, field: str)
         assert batch.bad[0].code in get_args(DeadLetterReason)
         assert len(batch.bad[0].sentence) < 500
     else:
-        assert field == "card_id" and batch.entities[0] == [number]
+        assert field == "card_id" and list(batch.entities[0]) == [number]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_whatever_comes_in_nothing_raises_and_no_record_changes_its_neighbours(k
     assert [(bad.index, bad.code) for bad in batch.bad] == [
         (i, single.bad[0].code) for i, single in enumerate(alone) if single.bad
     ]
-    assert batch.event_id == [id_ for single in alone for id_ in single.event_id]
+    assert list(batch.event_id) == [id_ for single in alone for id_ in single.event_id]
     assert np.array_equal(batch.time, [time for single in alone for time in single.time])
     assert batch.unknown_fields == sum(single.unknown_fields for single in alone)
     for bad in batch.bad:
@@ -202,7 +202,7 @@ def test_unknown_fields_are_ignored_and_counted() -> None:
                                                 (2**63, str(2**63)), ("x" * 256, "x" * 256)])  # fmt: skip
 def test_an_id_is_a_text_or_a_whole_number(given_id: Any, text: str) -> None:
     batch = one(TRANSACTIONS, json.dumps(PAYMENT | {"card_id": given_id}).encode())
-    assert batch.entities[0] == [text]
+    assert list(batch.entities[0]) == [text]
 
 
 def test_a_combined_entity_is_its_fields_joined_in_order_and_missing_numbers_are_nan() -> None:
@@ -216,7 +216,7 @@ def test_a_combined_entity_is_its_fields_joined_in_order_and_missing_numbers_are
     """)["transactions"]
     message = {"event_id": 1, "event_time": NOW_MS, "a_id": "a", "b_id": 2, "amount": 0, "channel": None}
     batch = one(TransactionDecoder(schema, LIMITS), json.dumps(message).encode())  # type: ignore[arg-type]
-    assert batch.entities == [["2\x1fa"]]
+    assert [list(ids) for ids in batch.entities] == [["2\x1fa"]]
     assert batch.values[0, 0] == 0.0 and math.isnan(batch.values[0, 1])
     assert math.isnan(batch.categories[0, 0])
     given_tip = one(TransactionDecoder(schema, LIMITS), json.dumps(message | {"tip": 3}).encode())  # type: ignore[arg-type]
@@ -255,5 +255,5 @@ def test_a_text_that_is_nearly_a_time_never_raises_anything_but_its_reason(value
 
 def test_no_records_are_an_empty_batch_of_the_right_shape() -> None:
     batch = TRANSACTIONS.decode([], [])
-    assert batch.rows == [] and batch.values.shape == (0, 1) and batch.entities == [[], []]
+    assert len(batch.rows) == 0 and batch.values.shape == (0, 1) and [len(ids) for ids in batch.entities] == [0, 0]
     assert CLICKS.decode([], []).rows == []

@@ -2,34 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pytest
 
 from features.catalogue import NEVER
+from features.rowindex import RowIndex
+from features.texts import Texts
 from stream.entities import EntityCache
 from tests.streams import CATALOGUE, START_MS
 
-
-def new_cache(capacity: int = 100, *, merged: bool = False, refresh_s: float = 1.0) -> EntityCache:
-    return EntityCache(CATALOGUE.layouts[1], capacity, merged=merged, refresh_s=refresh_s)
+Values = Mapping[int, Mapping[bytes, bytes | None]]
 
 
-def fill(cache: EntityCache, partition: int, ids: list[str], cycle: int) -> None:
-    missing = cache.missing(partition, ids)
-    cache.fill(partition, missing, [None] * len(missing))
-    cache.use(partition, ids, cycle)
+def new_cache(capacity: int = 100, *, partitions: int = 1, refresh_s: float = 1.0) -> EntityCache:
+    return EntityCache(CATALOGUE.layouts[1], capacity, partitions=partitions, merged=partitions > 1,
+                       refresh_s=refresh_s)  # fmt: skip
+
+
+def claim(cache: EntityCache, partition: int, ids: Sequence[str], cycle: int) -> list[bytes]:
+    """Use rows; the fields that have to be read for it."""
+    texts = Texts.of(ids)
+    cache.claim(partition, texts, texts.hashes(), cycle)
+    return cache.wanted().get(partition, [])
+
+
+def answer(cache: EntityCache, values: Values | None = None, until_s: float = 0.0) -> None:
+    """Fill in what is wanted: ``values`` where they are given, else nothing."""
+    given = values or {}
+    cache.fill({p: {field: given.get(p, {}).get(field) for field in fields} for p, fields in cache.wanted().items()},
+               until_s)  # fmt: skip
+
+
+def fill(cache: EntityCache, partition: int, ids: Sequence[str], cycle: int) -> list[bytes]:
+    wanted = claim(cache, partition, ids, cycle)
+    answer(cache)
+    return wanted
+
+
+def row_of(cache: EntityCache, partition: int, id_: str) -> int:
+    texts = Texts.of([id_])
+    return int(cache.claim(partition, texts, texts.hashes(), 0)[0])
 
 
 def mark(cache: EntityCache, partition: int, id_: str, events: int) -> None:
     """Make a row hold some events."""
-    row = int(cache.use(partition, [id_], 0)[0])
+    row = row_of(cache, partition, id_)
     cache.rows.ints[row, :2] = START_MS
     for w, hop in enumerate(cache.layout.hops_ms):
         stride = 1 + 4 * int(cache.layout.dims[2])
         cache.rows.floats[row, (w * 16 + START_MS // int(hop) % 16) * stride] = events
 
 
-def newest_count(cache: EntityCache, row: int) -> float:
+def view(cache: EntityCache, id_: str, now_s: float, until_s: float, values: Values | None = None) -> float:
+    """The events that a view holds, built anew where it is stale."""
+    texts = Texts.of([id_])
+    (row,) = cache.claim_views(texts, texts.hashes(), 1, now_s)
+    answer(cache, values, until_s)
     return float(cache.rows.floats[row].max())
 
 
@@ -37,13 +67,13 @@ def test_the_least_recently_used_goes_first_and_what_is_not_applied_stays() -> N
     cache = new_cache(capacity=2)
     for cycle, id_ in enumerate(["a", "b", "c", "d"], 1):
         fill(cache, 0, [id_], cycle)
-    cache.use(0, ["a"], 5)
+    fill(cache, 0, ["a"], 5)
     cache.evict(settled=2)
-    assert cache.missing(0, ["a", "b", "c", "d"]) == ["b"]
-    cache.evict(settled=4)
-    assert cache.missing(0, ["a", "b", "c", "d"]) == ["b", "c"]
+    assert len(cache) == 3 and claim(cache, 0, ["a", "c", "d"], 5) == []
+    assert fill(cache, 0, ["b"], 6) == [b"merchant:b"]
     cache.evict(settled=5)
     assert len(cache) == 2
+    assert claim(cache, 0, ["b"], 6) == []
 
 
 def test_an_evicted_row_is_used_again_and_reads_as_nothing() -> None:
@@ -51,25 +81,25 @@ def test_an_evicted_row_is_used_again_and_reads_as_nothing() -> None:
     fill(cache, 0, ["a"], 1)
     mark(cache, 0, "a", 3)
     fill(cache, 0, ["b"], 2)
-    cache.evict(settled=9)
-    assert cache.missing(0, ["a", "b"]) == ["a"]
+    cache.evict(settled=1)
     rows = len(cache.rows)
-    fill(cache, 0, ["c"], 3)
+    assert fill(cache, 0, ["b", "c"], 3) == [b"merchant:c"]
     assert len(cache.rows) == rows
-    (row,) = cache.use(0, ["c"], 3)
+    row = row_of(cache, 0, "c")
     assert cache.rows.ints[row, :3].tolist() == [NEVER] * 3 and not cache.rows.floats[row].any()
 
 
 @pytest.mark.parametrize("partitions", [1, 3])
 def test_memory_stays_bounded_while_ids_never_end(partitions: int) -> None:
-    cache = new_cache(capacity=30, merged=partitions > 1)
+    cache = new_cache(capacity=30, partitions=partitions)
     for cycle in range(200):
+        ids = [f"{cycle}-{i}" for i in range(5)]
         for partition in range(partitions):
-            fill(cache, partition, [f"{cycle}-{i}" for i in range(5)], cycle)
+            fill(cache, partition, ids, cycle)
         if partitions > 1:
-            for i in range(5):
-                cache.build_view(f"{cycle}-{i}", {}, float(cycle))
-            cache.views([f"{cycle}-{i}" for i in range(5)])
+            texts = Texts.of(ids)
+            cache.claim_views(texts, texts.hashes(), cycle, float(cycle))
+            answer(cache)
         cache.evict(settled=cycle - 2)
         assert len(cache) <= 30 + 4 * 5 * (partitions + 1)
     assert len(cache.rows) <= 256
@@ -77,51 +107,78 @@ def test_memory_stays_bounded_while_ids_never_end(partitions: int) -> None:
 
 def test_what_is_encoded_is_what_is_filled_in_again() -> None:
     cache = new_cache()
-    fill(cache, 2, ["a", "b"], 1)
-    mark(cache, 2, "a", 3)
-    fields = cache.encode(2, ["a", "b", "a"])
+    fill(cache, 0, ["a", "b", "a"], 1)
+    mark(cache, 0, "a", 3)
+    fields = cache.encode(np.array([row_of(cache, 0, "a"), row_of(cache, 0, "b")]))
     assert list(fields) == [b"merchant:a", b"merchant:b"]
     other = new_cache()
-    assert other.missing(2, ["a", "b"]) == ["a", "b"]
-    other.fill(2, ["a", "b"], list(fields.values()))
-    assert other.encode(2, ["a", "b"]) == fields
+    assert claim(other, 0, ["a", "b"], 1) == list(fields)
+    answer(other, {0: fields})
+    assert other.encode(np.array([row_of(other, 0, "a"), row_of(other, 0, "b")])) == fields
 
 
 def test_a_view_adds_the_shards_held_here_and_those_read() -> None:
-    cache = new_cache(merged=True)
+    cache = new_cache(partitions=3)
     fill(cache, 0, ["a"], 1)
     mark(cache, 0, "a", 3)
     far = new_cache()
-    fill(far, 1, ["a"], 1)
-    mark(far, 1, "a", 4)
-    assert cache.uncached_shards("a", 3) == [1, 2]
-    assert cache.stale(["a", "a"], 10.0) == ["a"]
+    fill(far, 0, ["a"], 1)
+    mark(far, 0, "a", 4)
     free = len(cache.rows.free)
-    cache.build_view("a", {1: far.encode(1, ["a"])[b"merchant:a"], 2: None}, 11.0)
-    assert newest_count(cache, int(cache.views(["a"])[0])) == 7.0
+    texts = Texts.of(["a", "a"])
+    cache.claim_views(texts, texts.hashes(), 1, 10.0)
+    assert cache.wanted() == {1: [b"merchant:a"], 2: [b"merchant:a"]}
+    answer(cache, {1: far.encode(np.array([row_of(far, 0, "a")]))}, until_s=11.0)
     assert len(cache.rows.free) == free - 1  # scratch rows are given back
-    assert cache.stale(["a"], 10.9) == [] and cache.stale(["a"], 11.0) == ["a"]
+    assert view(cache, "a", 10.9, 11.0) == 7.0, "still good: nothing is read"
+    assert view(cache, "a", 11.0, 12.0) == 3.0, "built anew, and the far shard is gone"
 
 
 def test_a_view_built_again_holds_nothing_of_the_one_before() -> None:
-    cache = new_cache(merged=True)
+    cache = new_cache(partitions=2)
     fill(cache, 0, ["a"], 1)
     mark(cache, 0, "a", 3)
     for _ in range(3):
-        cache.build_view("a", {1: None}, 0.0)
-        assert newest_count(cache, int(cache.views(["a"])[0])) == 3.0
+        assert view(cache, "a", 1.0, 0.0) == 3.0
 
 
 def test_losing_a_partition_forgets_its_rows_and_all_views() -> None:
-    cache = new_cache(merged=True)
+    cache = new_cache(partitions=2)
     for partition in (0, 1):
         fill(cache, partition, ["a"], 1)
         mark(cache, partition, "a", 2)
-    cache.build_view("a", {}, 1000.0)
+    assert view(cache, "a", 1.0, 1000.0) == 4.0
     cache.drop(0)
-    assert cache.missing(0, ["a"]) == ["a"] and cache.missing(1, ["a"]) == []
-    assert cache.stale(["a"], 1.0) == ["a"]
-    cache.build_view("a", {0: None}, 1000.0)
-    assert newest_count(cache, int(cache.views(["a"])[0])) == 2.0
+    assert view(cache, "a", 1.0, 1000.0) == 2.0
+    assert claim(cache, 1, ["a"], 1) == [] and fill(cache, 0, ["a"], 1) == [b"merchant:a"]
     cache.drop(7)  # one that was never held
-    assert np.isfinite(cache.rows.nbytes)
+
+
+def test_hits_and_misses_are_counted() -> None:
+    cache = new_cache()
+    fill(cache, 0, ["a", "a", "b"], 1)
+    fill(cache, 0, ["a", "c"], 2)
+    assert (cache.hits, cache.misses) == (2, 3)
+
+
+def test_rows_are_found_by_partition_and_id_however_many_come_and_go() -> None:
+    index, rng = RowIndex(), np.random.default_rng(1)
+    held: dict[tuple[int, str], int] = {}
+    free = list(range(5000))
+    for _ in range(60):
+        partition = int(rng.integers(3))
+        ids = [f"{'x' * int(rng.integers(1, 40))}{n}" for n in rng.integers(0, 400, 50)]
+        texts = Texts.of(ids)
+        found, missing = index.find(partition, texts, texts.hashes() % 7)  # few hashes: ids have to be told apart
+        assert [None if row < 0 else row for row in found.tolist()] == [held.get((partition, id_)) for id_ in ids]
+        spare = np.array(free[:missing], np.int64)
+        firsts = index.add(partition, texts, texts.hashes() % 7, found, spare)
+        for place, row in zip(firsts.tolist(), spare.tolist(), strict=False):
+            held[partition, ids[place]] = row
+        del free[: len(firsts)]
+        assert found.tolist() == [held[partition, id_] for id_ in ids]
+        gone = [key for key in held if rng.random() < 0.2]
+        index.remove(np.array([held[key] for key in gone], np.int64))
+        free += [held.pop(key) for key in gone]
+        assert len(index) == len(held)
+        assert sorted(index.rows(1).tolist()) == sorted(row for (p, _), row in held.items() if p == 1)

@@ -33,8 +33,9 @@ SIGNATURES = {
     "_new_consumer_thread": ["self"],
     "_create_worker_consumer": ["self", "transport"],
     "_ensure_consumer": ["self"],
+    "_fetch_records": ["self", "consumer", "active_partitions", "timeout", "max_records"],
 }
-AWAITED = {"perform_seek", "_drain_messages", "wait_empty", "force_commit", "_getmany"}
+AWAITED = {"_fetch_records", "perform_seek", "_drain_messages", "wait_empty", "force_commit", "_getmany"}
 
 
 def test_the_version_installed_is_the_one_that_was_read() -> None:
@@ -112,6 +113,20 @@ def test_the_position_of_a_fetch_is_where_it_is_looked_for() -> None:
     assert isinstance(inspect.getattr_static(TopicPartitionState, "position"), property)
 
 
+def test_what_is_fetched_lies_where_it_is_looked_for() -> None:
+    from aiokafka.consumer.fetcher import Fetcher
+
+    source = inspect.getsource(Fetcher)
+    assert "self._records = collections.OrderedDict()" in source
+    assert "self._closed = False" in source
+    assert list(inspect.signature(Fetcher.fetched_records).parameters) == [
+        "self",
+        "partitions",
+        "timeout",
+        "max_records",
+    ]
+
+
 async def _never() -> None:
     await asyncio.Event().wait()
 
@@ -144,7 +159,8 @@ def test_a_worker_that_stops_while_the_group_rebalances_has_not_crashed() -> Non
     async def run() -> None:
         consumer = object.__new__(Waiting)
         consumer.flow_active, consumer._lost = True, None
-        fetcher = base.Fetcher(SimpleNamespace(consumer=consumer, rebalancing=True))
+        app: Any = SimpleNamespace(consumer=consumer, rebalancing=True)
+        fetcher = base.Fetcher(app)
         await fetcher.start()
         await asyncio.sleep(0.01)
         await fetcher.stop()

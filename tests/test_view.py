@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from prometheus_client import generate_latest
 
@@ -19,7 +20,7 @@ from stream.view import Glance, View
 
 def _page(*latencies_ms: float) -> Page:
     metrics, tally = Metrics(), Tally(actions={"allow": len(latencies_ms)}, seconds={"model": 0.004})
-    tally.timestamps["decision"] = [round(1_000_000 - ms) for ms in latencies_ms]
+    tally.timestamps["decision"] = [np.array([round(1_000_000 - ms) for ms in latencies_ms], np.int64)]
     metrics.set_model("000007")
     metrics.set_lag({("transactions", 0): 3, ("clicks", 1): 4})
     metrics.settled(tally, 1_000_000)

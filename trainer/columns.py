@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from features.decode import TIME_MAX_MS, TIME_MIN_MS
 from features.messages import ID_BYTES_MAX
+from features.scan import TIME_MAX_MS, TIME_MIN_MS
 from features.schema import Numeric
 
 UNITS_PER_S = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
