@@ -17,9 +17,9 @@ class _Packed(AbstractConnection):
     def pack_command(self, *args: Any) -> list[bytes]:
         """One command in one piece; its name may hold several words, as in ``CONFIG GET``."""
         words = tuple(args[0].encode().split() if isinstance(args[0], str) else args[0].split())
-        encode = self.encoder.encode
+        encode: Any = self.encoder.encode
         rest = tuple([arg if type(arg) is bytes else bytes(encode(arg)) for arg in args[1:]])
-        return [hiredis.pack_command((*words, *rest))]  # type: ignore[no-untyped-call]
+        return [hiredis.pack_command((*words, *rest))]
 
     def pack_commands(self, commands: Any) -> list[bytes]:
         """Several commands, one piece each."""
