@@ -23,7 +23,7 @@ from features.texts import Texts
 
 Ints = NDArray[np.int64]
 VIEW = -1  # the partition under which views are indexed
-_SLACK = 8  # an eviction frees an eighth of the capacity, so that it is rare
+_SLACK = 8  # an eviction frees an eighth of the budget, so that it is rare
 
 
 @dataclass(slots=True)
@@ -38,11 +38,11 @@ class _Stale:
 class EntityCache:
     """Rows of one entity kind, by partition and id."""
 
-    def __init__(self, layout: Layout, capacity: int, *, partitions: int, merged: bool, refresh_s: float) -> None:
+    def __init__(self, layout: Layout, *, partitions: int, merged: bool, refresh_s: float) -> None:
         self.layout = layout
+        self.row_bytes = 8 * (layout.ints + layout.floats)
         self.rows = Rows(layout)
         self.merged = merged
-        self.capacity = capacity
         self.refresh_s = refresh_s
         self.hits = 0
         self.misses = 0
@@ -120,21 +120,21 @@ class EntityCache:
     def drop(self, partition: int) -> None:
         """Forget a partition, and all views, since they include it."""
         self._unread, self._stale = {}, None
-        self._release(np.concatenate([self._index.rows(partition), self._index.rows(VIEW)]))
+        self.release(np.concatenate([self._index.rows(partition), self._index.rows(VIEW)]))
 
-    def evict(self, settled: int) -> None:
-        """Drop the least recently used once the capacity is passed. Rows used after cycle ``settled`` stay.
+    def evictable(self, settled: int) -> tuple[Ints, Ints]:
+        """Rows that may go and the cycle that used each last. Rows used after cycle ``settled`` stay.
 
         What such a row holds is not in Redis yet.
         """
-        surplus = len(self) - self.capacity
-        if surplus <= 0:
-            return
-        may_go = np.flatnonzero(self._index.used & (self._cycles <= settled))
-        count = min(surplus + self.capacity // _SLACK, len(may_go))
-        if count:
-            oldest = np.argpartition(self._cycles[may_go], count - 1)[:count]
-            self._release(may_go[oldest])
+        rows = np.flatnonzero(self._index.used & (self._cycles <= settled))
+        return rows, self._cycles[rows]
+
+    def release(self, rows: Ints) -> None:
+        """Forget rows."""
+        if len(rows):
+            self._index.remove(rows)
+            self.rows.give_back(rows)
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -186,6 +186,18 @@ class EntityCache:
                   layout.label_hops_ms)  # fmt: skip
         self.rows.give_back(scratch)
 
-    def _release(self, rows: Ints) -> None:
-        self._index.remove(rows)
-        self.rows.give_back(rows)
+
+def evict(caches: Sequence[EntityCache], nbytes_max: int, settled: int) -> None:
+    """Hold the rows of several caches together to a budget, the least recently used first to go."""
+    surplus = sum(len(cache) * cache.row_bytes for cache in caches) - nbytes_max
+    if surplus <= 0:
+        return
+    found = [cache.evictable(settled) for cache in caches]
+    counts = [len(rows) for rows, _ in found]
+    order = np.argsort(np.concatenate([cycles for _, cycles in found]), kind="stable")
+    sizes = np.repeat([cache.row_bytes for cache in caches], counts)[order]
+    gone = order[: int(np.searchsorted(np.cumsum(sizes), surplus + nbytes_max // _SLACK)) + 1]
+    first = 0
+    for cache, (rows, _), count in zip(caches, found, counts, strict=True):
+        cache.release(rows[gone[(gone >= first) & (gone < first + count)] - first])
+        first += count

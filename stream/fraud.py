@@ -24,7 +24,7 @@ from features.kernel import LABEL, TRANSACTION
 from features.messages import ACTIONS, Alert, Decision, Reason
 from features.scoring import FraudModel
 from features.texts import Texts
-from stream.entities import EntityCache
+from stream.entities import EntityCache, evict
 from stream.intake import Emitted, Intake, Part, Progress
 from stream.lane import Held, LetterId, Produced, Records, Tally, after_sources, emitted_before, reached
 from stream.settings import Settings
@@ -48,12 +48,12 @@ class FraudLane:
         self.topics = (topics.transactions, topics.labels)
         self.outputs = (topics.decisions, topics.alerts, topics.dead_letters)
         self.records_max = FIELDS_MAX // (2 * len(schema.entities)) - 1  # transactions and labels, each its entities
+        self.cache_bytes = worker.cache_mb * 1_000_000
         self._topic_names = topics
         self._worker = worker
         self._intake = Intake(settings, schema, self.records_max)
-        share = max(worker.cache_entities // len(catalogue.layouts), 1)
         self.caches = tuple(
-            EntityCache(layout, share, partitions=self.partitions, merged=e > 0 and self.partitions > 1,
+            EntityCache(layout, partitions=self.partitions, merged=e > 0 and self.partitions > 1,
                         refresh_s=worker.foreign_refresh_ms / 1000)
             for e, layout in enumerate(catalogue.layouts)
         )  # fmt: skip
@@ -72,9 +72,8 @@ class FraudLane:
             cache.drop(partition)
 
     def evict(self, settled: int) -> None:
-        """Hold the caches to their capacity; cycles up to ``settled`` are applied."""
-        for cache in self.caches:
-            cache.evict(settled)
+        """Hold the caches to their budget; cycles up to ``settled`` are applied."""
+        evict(self.caches, self.cache_bytes, settled)
 
     def adopt(self, partition: int, emitted: Mapping[str, Sequence[bytes]]) -> dict[str, int]:
         """Take note of outputs beyond the applied state: they are not emitted again, their decisions hold.

@@ -123,7 +123,7 @@ class RecommendLane:
 
     def evict(self, settled: int) -> None:
         """Hold the sessions to the cache's capacity, least recently used first; unapplied ones stay."""
-        surplus = sum(len(p.sessions) for p in self._partitions.values()) - self._worker.cache_entities
+        surplus = sum(len(p.sessions) for p in self._partitions.values()) - self._worker.cache_sessions
         for state in self._partitions.values():
             if surplus <= 0:
                 break

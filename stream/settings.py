@@ -157,7 +157,8 @@ class WorkerSettings:
     fetch_bytes_max: Annotated[int, Meta(ge=65_536, le=2**30)] = 4_194_304
     cycle_events_max: Annotated[int, Meta(ge=1, le=100_000)] = 4096
     cycles_in_flight: Annotated[int, Meta(ge=1, le=64)] = 4
-    cache_entities: Count = 50_000
+    cache_mb: Annotated[int, Meta(ge=1, le=1_000_000)] = 192
+    cache_sessions: Count = 50_000
     foreign_refresh_ms: Milliseconds = 1000
     drain_deadline_s: Seconds = 10.0
     metrics_host: Text = "127.0.0.1"

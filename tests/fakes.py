@@ -223,12 +223,13 @@ class FakeWorker:
         self.world = world
         self.settings = Settings(
             topics=TopicSettings(transaction_partitions=n, click_partitions=n),
-            worker=WorkerSettings(cache_entities=cache, foreign_refresh_ms=refresh_ms, ahead_max_s=86_400.0 * 365),
+            worker=WorkerSettings(
+                cache_sessions=cache, foreign_refresh_ms=refresh_ms, ahead_max_s=86_400.0 * 365
+            ),
         )
-        lanes: list[Lane] = [
-            FraudLane(self.settings, build_catalogue(SCHEMA.transactions)),
-            RecommendLane(self.settings),
-        ]
+        fraud = FraudLane(self.settings, build_catalogue(SCHEMA.transactions))
+        fraud.cache_bytes = cache * fraud.caches[-1].row_bytes
+        lanes: list[Lane] = [fraud, RecommendLane(self.settings)]
         self.stores = {lane.name: MemoryStore(world.hashes[lane.name], lane.name) for lane in lanes}
         stations = [Station(lane, self.stores[lane.name], {}) for lane in lanes]  # type: ignore[arg-type]
         self.publisher = MemoryPublisher(world.outputs)
