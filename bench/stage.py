@@ -118,24 +118,23 @@ class Stage:
         finally:
             await producer.stop()
 
-    async def begin_state(self, namespace: str, group: str) -> None:
-        """Give a worker's namespace the state of the history, as ``headrace up`` does."""
+    async def begin_state(self, namespace: str, group: str, history: pa.Table | None = None) -> None:
+        """Give a worker's namespace the state of a history (else of what trained), as ``headrace up`` does."""
         settings = RedisSettings(url=self.redis.url, namespace=namespace)
         client = redis_client(settings)
         try:
             store = StateStore(client, settings, group, "fraud")
-            for partition, fields in self._history_states():
+            for partition, fields in self._history_states() if history is None else self._states(history):
                 await store.begin_with(partition, fields)
         finally:
             await client.aclose()
 
+    def _states(self, history: pa.Table) -> Iterator[tuple[int, dict[bytes, bytes]]]:
+        for p, held in partition_states(history, self.schema.transactions, self.partitions):
+            yield p, {f"{name}:{id_}".encode(): value for name, ids in held.items() for id_, value in ids.items()}
+
     def _history_states(self) -> list[tuple[int, dict[bytes, bytes]]]:
-        if not self.states:
-            states = partition_states(self.history, self.schema.transactions, self.partitions)
-            self.states = [
-                (p, {f"{name}:{id_}".encode(): value for name, ids in held.items() for id_, value in ids.items()})
-                for p, held in states
-            ]
+        self.states = self.states or list(self._states(self.history))
         return self.states
 
     def worker(self, topics: TopicSettings, namespace: str, extra: Mapping[str, str] | None = None) -> Child:
@@ -177,7 +176,7 @@ def _transactions(schema_files: tuple[Path, ...], directory: Path, rows: int) ->
     )
 
 
-def _loads(schema: Schema, transactions: pa.Table | None, clicks: pa.Table | None, partitions: int) -> Load:
+def loads(schema: Schema, transactions: pa.Table | None, clicks: pa.Table | None, partitions: int) -> Load:
     timeline = build_timeline(schema, TopicSettings(), transactions=transactions, clicks=clicks)
     keys: list[bytes] = []
     values: list[bytes] = []
@@ -212,8 +211,8 @@ def stage(directory: Path, *, rows: int, embedded: bool = False, partitions: int
             stack.callback(server.stop)
         yield Stage(
             directory, KafkaSettings(bootstrap=broker.bootstrap, idempotence=not embedded), redis, schema,
-            schema_files, artifacts, history, _loads(schema, live, None, partitions),
-            _loads(schema, None, clicks.slice(cut), partitions), source, partitions,
+            schema_files, artifacts, history, loads(schema, live, None, partitions),
+            loads(schema, None, clicks.slice(cut), partitions), source, partitions,
         )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ USUAL_EVENTS = 4_000
 _LIMIT_S = 240.0
 
 
-async def _append_times_ms(stage: Stage, topic: str, partitions: int) -> tuple[int, int]:
+async def append_times_ms(stage: Stage, topic: str, partitions: int) -> tuple[int, int]:
     """When the broker appended the first and the last record of a topic."""
     consumer = kafka_consumer(stage.kafka)
     await consumer.start()
@@ -114,7 +114,7 @@ def headrace(stage: Stage, topic: str, *, workers: int = 1, count: int | None = 
             child.start()
         total = len(stage.load) if count is None else count
         asyncio.run(wait_for(stage, topics.decisions, total, children, partitions))
-        first, last = asyncio.run(_append_times_ms(stage, topics.decisions, partitions or stage.partitions))
+        first, last = asyncio.run(append_times_ms(stage, topics.decisions, partitions or stage.partitions))
         return total / max((last - first) / 1000, 0.001)
     finally:
         for child in children:
