@@ -13,19 +13,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from features.checks import clean_id, clean_numbers, parse_time_ms, reason_of
 from features.encoding import category_buckets, span_buckets
 from features.errors import BadEvent
-from features.hashing import pack
 from features.messages import (
     CLICK_ACTIONS,
-    ID_BYTES_MAX,
     Click,
     DeadLetterReason,
     StrictClick,
@@ -39,17 +37,12 @@ from features.scan import (
     OPTIONAL_NUMBER,
     OPTIONAL_TIME,
     TIME,
-    TIME_MAX_MS,
-    TIME_MIN_MS,
     VERDICT,
-    scan,
+    Fields,
+    Scanned,
 )
 from features.schema import ID_SEPARATOR, Entity, TransactionSchema
 from features.texts import Texts
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
-_RANGE = "from 2000-01-01 up to 2100-01-01"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,106 +104,13 @@ class ClickBatch:
     unknown_fields: int = 0
 
 
-def parse_time_ms(value: str | int) -> int:
-    """Epoch milliseconds of an RFC 3339 text or of epoch milliseconds.
-
-    Raises
-    ------
-    BadEvent
-        If the text is no RFC 3339 time with an offset, or the time is not from 2000 up to 2100.
-    """
-    if isinstance(value, int):
-        time_ms = value
-    else:
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            raise BadEvent("wrong_type", f"time {value[:40]!r} is neither RFC 3339 nor epoch milliseconds") from None
-        if moment.tzinfo is None:
-            raise BadEvent("wrong_type", f"time {value[:40]!r} has no offset; end it with Z or +00:00")
-        time_ms = (moment - _EPOCH) // _MILLISECOND  # cut, not rounded, as history files are read
-    if TIME_MIN_MS <= time_ms < TIME_MAX_MS:
-        return time_ms
-    hint = ""
-    if TIME_MIN_MS <= time_ms * 1000 < TIME_MAX_MS:
-        hint = "; it looks like seconds, milliseconds are expected"
-    elif TIME_MIN_MS <= time_ms // 1000 < TIME_MAX_MS:
-        hint = "; it looks like microseconds, milliseconds are expected"
-    raise BadEvent("time_out_of_range", f"time {str(value)[:40]} is not {_RANGE}{hint}")
-
-
-def clean_id(name: str, value: str | int) -> str:
-    """The text of an id.
-
-    Raises
-    ------
-    BadEvent
-        If it is empty, longer than ``ID_BYTES_MAX`` or has characters that cannot be printed.
-    """
-    text = value if isinstance(value, str) else str(value)
-    if text.isprintable() and 0 < len(text) <= ID_BYTES_MAX and (text.isascii() or len(text.encode()) <= ID_BYTES_MAX):
-        return text
-    if not text:
-        raise BadEvent("invalid_id", f"{name} is empty")
-    if not text.isprintable():
-        raise BadEvent("invalid_id", f"{name} has characters that cannot be printed: {text[:40]!a}")
-    raise BadEvent("invalid_id", f"{name} has {len(text.encode())} bytes; at most {ID_BYTES_MAX}")
-
-
-def _reason(error: Exception) -> tuple[DeadLetterReason, str]:
-    text = str(error)
-    if isinstance(error, msgspec.ValidationError):
-        if "missing required field" in text:
-            return "missing_field", text
-        if "out of range" in text or "Expected `int` <=" in text or "Expected `int` >=" in text:
-            return "number_out_of_range", text
-        return "wrong_type", text
-    if isinstance(error, RecursionError):
-        return "malformed_json", "JSON is nested too deeply"
-    if isinstance(error, UnicodeDecodeError):
-        return "malformed_json", f"not UTF-8: {text}"
-    return "malformed_json", text
-
-
-@dataclass(frozen=True, slots=True)
-class _Scanned:
-    """What the scanner found: by field and record, as :func:`features.scan.scan` gives it."""
-
-    data: NDArray[np.uint8]
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    times: NDArray[np.int64]
-    numbers: NDArray[np.float64]
-    sure: NDArray[np.bool_]
-
-
-class _Fields:
-    """The fields of a message for the scanner: name, kind, and whether it must be there."""
-
-    def __init__(self, fields: Sequence[tuple[str, int, bool]]) -> None:
-        self.place = {name: i for i, (name, _, _) in enumerate(fields)}
-        self._names, self._bounds = pack([name.encode() for name, _, _ in fields])
-        self._kinds = np.array([kind for _, kind, _ in fields], np.int64)
-        self._required = np.array([required for _, _, required in fields], np.int64)
-
-    def scan(self, values: Sequence[bytes | None], limits: Limits) -> _Scanned:
-        """Scan all records."""
-        data, bounds = pack([value or b"" for value in values])
-        shape = (len(self._kinds), len(values))
-        found = _Scanned(data, np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.int64),
-                         np.empty(shape), np.zeros(len(values), np.bool_))  # fmt: skip
-        scan(data, bounds, self._names, self._bounds, self._kinds, self._required, ID_BYTES_MAX,
-             limits.message_bytes_max, found.starts, found.ends, found.times, found.numbers, found.sure)  # fmt: skip
-        return found
-
-
 class _Decoder:
     """Decodes the records of one topic; ``_read`` of the subclass turns one message into a tuple."""
 
     def __init__(self, strict: type[Any], lenient: type[Any], limits: Limits,
                  fields: Sequence[tuple[str, int, bool]]) -> None:  # fmt: skip
         self.limits = limits
-        self._fields = _Fields(fields)
+        self._fields = Fields(fields)
         self._strict: Callable[[bytes], Any] = msgspec.json.Decoder(strict).decode
         self._lenient: Callable[[bytes], Any] = msgspec.json.Decoder(lenient).decode
 
@@ -228,11 +128,11 @@ class _Decoder:
             return self._strict(value), 0
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             if "unknown field" not in str(error):
-                raise BadEvent(*_reason(error)) from None
+                raise BadEvent(*reason_of(error)) from None
         try:
             return self._lenient(value), 1
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise BadEvent(*_reason(error)) from None
+            raise BadEvent(*reason_of(error)) from None
 
     def _time(self, value: str | int, latest_ms: int) -> int:
         time_ms = parse_time_ms(value)
@@ -299,19 +199,6 @@ class _EntityReader:
         return tuple([ID_SEPARATOR.join([ids[name] for name in fields]) for fields in self.combined])
 
 
-def _numbers(schema: TransactionSchema, message: Any) -> list[float]:
-    numbers = []
-    for numeric in schema.numeric:
-        value = getattr(message, numeric.name)
-        if value is None:
-            value = math.nan
-        elif not numeric.minimum <= value <= numeric.maximum:
-            limits = f"from {numeric.minimum:g} to {numeric.maximum:g}"
-            raise BadEvent("number_out_of_range", f"{numeric.name} {value:g} is not {limits}")
-        numbers.append(value + 0.0)  # turns -0.0 into 0.0
-    return numbers
-
-
 class _EventDecoder(_Decoder):
     """What transactions and labels have in common: an id, a time, entities."""
 
@@ -326,7 +213,7 @@ class _EventDecoder(_Decoder):
     def decode(self, values: Sequence[bytes | None], timestamps: Sequence[int]) -> TransactionBatch:
         """Columns of the good records of a fetch, and the bad ones."""
         schema, place = self.schema, self._fields.place
-        found = self._fields.scan(values, self.limits)
+        found = self._fields.scan(values, self.limits.message_bytes_max)
         times = found.times[place[self._time_name]]
         sure = found.sure & self._in_time(times, timestamps) & self._in_range(found)
         slow, fields, bad, unknown = self._slowly(np.flatnonzero(~sure), values, timestamps)
@@ -360,11 +247,11 @@ class _EventDecoder(_Decoder):
         self._fill(batch, found, rows, at, numbers, categories, fraud)
         return batch
 
-    def _in_range(self, found: _Scanned) -> NDArray[np.bool_]:
+    def _in_range(self, found: Scanned) -> NDArray[np.bool_]:
         """Which records hold numbers within their limits, as far as this kind of message has any."""
         return np.ones(len(found.sure), np.bool_)
 
-    def _fill(self, batch: TransactionBatch, found: _Scanned, rows: NDArray[np.int64], at: NDArray[np.int64],
+    def _fill(self, batch: TransactionBatch, found: Scanned, rows: NDArray[np.int64], at: NDArray[np.int64],
               numbers: Sequence[list[float]], categories: Sequence[tuple[str | None, ...]],
               fraud: Sequence[int]) -> None:  # fmt: skip
         """Fill the columns that only this kind of message has; those at ``at`` were decoded one by one."""
@@ -391,19 +278,19 @@ class TransactionDecoder(_EventDecoder):
             clean_id(schema.id, getattr(message, schema.id)),
             self._time(getattr(message, schema.time), latest_ms),
             self._entities.read(message),
-            _numbers(schema, message),
+            clean_numbers(schema, message),
             categories,
             0,
         )
 
-    def _in_range(self, found: _Scanned) -> NDArray[np.bool_]:
+    def _in_range(self, found: Scanned) -> NDArray[np.bool_]:
         good = np.ones(len(found.sure), np.bool_)
         for numeric in self.schema.numeric:
             values = found.numbers[self._fields.place[numeric.name]]
             good &= np.isnan(values) | ((values >= numeric.minimum) & (values <= numeric.maximum))
         return good
 
-    def _fill(self, batch: TransactionBatch, found: _Scanned, rows: NDArray[np.int64], at: NDArray[np.int64],
+    def _fill(self, batch: TransactionBatch, found: Scanned, rows: NDArray[np.int64], at: NDArray[np.int64],
               numbers: Sequence[list[float]], categories: Sequence[tuple[str | None, ...]],
               fraud: Sequence[int]) -> None:  # fmt: skip
         place = self._fields.place
@@ -435,7 +322,7 @@ class LabelDecoder(_EventDecoder):
             int(getattr(message, schema.label)),
         )
 
-    def _fill(self, batch: TransactionBatch, found: _Scanned, rows: NDArray[np.int64], at: NDArray[np.int64],
+    def _fill(self, batch: TransactionBatch, found: Scanned, rows: NDArray[np.int64], at: NDArray[np.int64],
               numbers: Sequence[list[float]], categories: Sequence[tuple[str | None, ...]],
               fraud: Sequence[int]) -> None:  # fmt: skip
         verdicts = found.numbers[self._fields.place[self.schema.label]][rows]
@@ -464,7 +351,7 @@ class ClickDecoder(_Decoder):
 
     def decode(self, values: Sequence[bytes | None], timestamps: Sequence[int]) -> ClickBatch:
         """Columns of the good records of a fetch, and the bad ones."""
-        found, place = self._fields.scan(values, self.limits), self._fields.place
+        found, place = self._fields.scan(values, self.limits.message_bytes_max), self._fields.place
         data = found.data.tobytes()
 
         def texts(name: str) -> list[Any]:

@@ -11,9 +11,15 @@ complete; it must only never take what the full decoder would not take, and neve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+from features.hashing import pack
+from features.messages import ID_BYTES_MAX
 
 _U8 = NDArray[np.uint8]
 _Ints = NDArray[np.int64]
@@ -260,3 +266,35 @@ def scan(data: _U8, bounds: _Ints, names: _U8, name_bounds: _Ints, kinds: _Ints,
                 for f in range(fields):
                     sure[i] = sure[i] and seen[f] >= required[f]
             break
+
+
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """What the scanner found: by field and record, as :func:`scan` gives it."""
+
+    data: _U8
+    starts: _Ints
+    ends: _Ints
+    times: _Ints
+    numbers: _Floats
+    sure: NDArray[np.bool_]
+
+
+class Fields:
+    """The fields of a message for the scanner: name, kind, and whether it must be there."""
+
+    def __init__(self, fields: Sequence[tuple[str, int, bool]]) -> None:
+        self.place = {name: i for i, (name, _, _) in enumerate(fields)}
+        self._names, self._bounds = pack([name.encode() for name, _, _ in fields])
+        self._kinds = np.array([kind for _, kind, _ in fields], np.int64)
+        self._required = np.array([required for _, _, required in fields], np.int64)
+
+    def scan(self, values: Sequence[bytes | None], message_bytes_max: int) -> Scanned:
+        """Scan all records."""
+        data, bounds = pack([value or b"" for value in values])
+        shape = (len(self._kinds), len(values))
+        found = Scanned(data, np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.int64),
+                         np.empty(shape), np.zeros(len(values), np.bool_))  # fmt: skip
+        scan(data, bounds, self._names, self._bounds, self._kinds, self._required, ID_BYTES_MAX,
+             message_bytes_max, found.starts, found.ends, found.times, found.numbers, found.sure)  # fmt: skip
+        return found

@@ -223,9 +223,7 @@ class FakeWorker:
         self.world = world
         self.settings = Settings(
             topics=TopicSettings(transaction_partitions=n, click_partitions=n),
-            worker=WorkerSettings(
-                cache_sessions=cache, foreign_refresh_ms=refresh_ms, ahead_max_s=86_400.0 * 365
-            ),
+            worker=WorkerSettings(cache_sessions=cache, foreign_refresh_ms=refresh_ms, ahead_max_s=86_400.0 * 365),
         )
         fraud = FraudLane(self.settings, build_catalogue(SCHEMA.transactions))
         fraud.cache_bytes = cache * fraud.caches[-1].row_bytes

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.decode import ClickDecoder, LabelDecoder, Limits, TransactionDecoder, parse_time_ms
+from features.checks import parse_time_ms
+from features.decode import ClickDecoder, LabelDecoder, Limits, TransactionDecoder
 from features.errors import BadEvent
 from features.messages import DeadLetter, DeadLetterReason
 from features.schema import load_schema, parse_schema

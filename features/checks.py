@@ -1,0 +1,103 @@
+"""What one value of a message has to be: times, ids, numbers, and the reason where it is not.
+
+In: values as msgspec read them. Out: clean values, or :class:`~features.errors.BadEvent`. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from features.errors import BadEvent
+from features.messages import ID_BYTES_MAX, DeadLetterReason
+from features.scan import TIME_MAX_MS, TIME_MIN_MS
+from features.schema import TransactionSchema
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+_RANGE = "from 2000-01-01 up to 2100-01-01"
+
+
+def parse_time_ms(value: str | int) -> int:
+    """Epoch milliseconds of an RFC 3339 text or of epoch milliseconds.
+
+    Raises
+    ------
+    BadEvent
+        If the text is no RFC 3339 time with an offset, or the time is not from 2000 up to 2100.
+    """
+    if isinstance(value, int):
+        time_ms = value
+    else:
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            raise BadEvent("wrong_type", f"time {value[:40]!r} is neither RFC 3339 nor epoch milliseconds") from None
+        if moment.tzinfo is None:
+            raise BadEvent("wrong_type", f"time {value[:40]!r} has no offset; end it with Z or +00:00")
+        time_ms = (moment - _EPOCH) // _MILLISECOND  # cut, not rounded, as history files are read
+    if TIME_MIN_MS <= time_ms < TIME_MAX_MS:
+        return time_ms
+    hint = ""
+    if TIME_MIN_MS <= time_ms * 1000 < TIME_MAX_MS:
+        hint = "; it looks like seconds, milliseconds are expected"
+    elif TIME_MIN_MS <= time_ms // 1000 < TIME_MAX_MS:
+        hint = "; it looks like microseconds, milliseconds are expected"
+    raise BadEvent("time_out_of_range", f"time {str(value)[:40]} is not {_RANGE}{hint}")
+
+
+def clean_id(name: str, value: str | int) -> str:
+    """The text of an id.
+
+    Raises
+    ------
+    BadEvent
+        If it is empty, longer than ``ID_BYTES_MAX`` or has characters that cannot be printed.
+    """
+    text = value if isinstance(value, str) else str(value)
+    if text.isprintable() and 0 < len(text) <= ID_BYTES_MAX and (text.isascii() or len(text.encode()) <= ID_BYTES_MAX):
+        return text
+    if not text:
+        raise BadEvent("invalid_id", f"{name} is empty")
+    if not text.isprintable():
+        raise BadEvent("invalid_id", f"{name} has characters that cannot be printed: {text[:40]!a}")
+    raise BadEvent("invalid_id", f"{name} has {len(text.encode())} bytes; at most {ID_BYTES_MAX}")
+
+
+def reason_of(error: Exception) -> tuple[DeadLetterReason, str]:
+    """Reason code and sentence of what msgspec raised."""
+    text = str(error)
+    if isinstance(error, msgspec.ValidationError):
+        if "missing required field" in text:
+            return "missing_field", text
+        if "out of range" in text or "Expected `int` <=" in text or "Expected `int` >=" in text:
+            return "number_out_of_range", text
+        return "wrong_type", text
+    if isinstance(error, RecursionError):
+        return "malformed_json", "JSON is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return "malformed_json", f"not UTF-8: {text}"
+    return "malformed_json", text
+
+
+def clean_numbers(schema: TransactionSchema, message: Any) -> list[float]:
+    """The numeric fields of a message, NaN where one is missing.
+
+    Raises
+    ------
+    BadEvent
+        If one is out of its range.
+    """
+    numbers = []
+    for numeric in schema.numeric:
+        value = getattr(message, numeric.name)
+        if value is None:
+            value = math.nan
+        elif not numeric.minimum <= value <= numeric.maximum:
+            limits = f"from {numeric.minimum:g} to {numeric.maximum:g}"
+            raise BadEvent("number_out_of_range", f"{numeric.name} {value:g} is not {limits}")
+        numbers.append(value + 0.0)  # turns -0.0 into 0.0
+    return numbers
