@@ -1,7 +1,7 @@
 # Everything happens in .venv beside this file. Only relative paths, so that the path of the checkout may hold spaces.
 # What set-up says goes to stderr: `make up ARGS="--json"` prints its answer and nothing else.
 
-.PHONY: setup up test lint clean lock
+.PHONY: setup up test lint bench clean lock
 .DEFAULT_GOAL := setup
 ARGS ?=
 PYTHON ?=
@@ -45,6 +45,9 @@ lint: setup ## linter, formatter and type checker
 
 test: lint ## everything above and the tests: make test ARGS="-k redis"
 	$(RUN) pytest $(ARGS)
+
+bench: setup ## the benchmark, on real Kafka and Redis: make bench ARGS="--quick --out bench.json"
+	@$(RUN) bench $(ARGS)
 
 clean: ## removes what set-up and tests have made
 	rm -rf .venv build dist headrace.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
