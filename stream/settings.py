@@ -102,6 +102,7 @@ class RedisSettings:
     username: str | None = None
     password: SecretText | None = field(default=None, repr=False)
     ssl_cafile: Path | None = None
+    cluster: bool = False
     namespace: Namespace = "headrace"
     timeout_s: Seconds = 5.0
 
@@ -286,6 +287,13 @@ def _contradictions(settings: Settings) -> Iterator[str]:
     ):
         if file is not None and not file.is_file():
             yield f"{name} = '{file}': expected a PEM file; there is none"
+    redis = urlsplit(settings.redis.url)
+    database = dict(parse_qsl(redis.query)).get("db") or redis.path.strip("/") or "0"
+    if settings.redis.cluster and (redis.scheme == "unix" or database != "0"):
+        yield (
+            f"redis.cluster = true: expected redis.url = 'redis://HOST:PORT' of one of its nodes, not "
+            f"'{settings.redis.url}'; a cluster has no sockets and only database 0"
+        )
     if len(names.partitions()) < 7:
         yield "topics: expected seven different names; each topic has one kind of message"
     if worker.review_score is not None and worker.block_score is not None and worker.review_score > worker.block_score:

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from redis.asyncio import Redis
 
 from features.errors import StateConflict, StateMismatch
-from stream.connections import redis_errors
+from stream.connections import RedisClient, redis_errors
+from stream.roundtrip import Command, round_trip
 from stream.settings import RedisSettings
 
 FIELDS_MAX = 3500  # Lua's unpack takes 3,990 and fails at 4,100
@@ -65,7 +65,7 @@ class Write:
 class StateStore:
     """The state of one lane (a set of inputs that share state) in Redis."""
 
-    def __init__(self, redis: Redis, settings: RedisSettings, group: str, lane: str) -> None:
+    def __init__(self, redis: RedisClient, settings: RedisSettings, group: str, lane: str) -> None:
         self._redis = redis
         self._settings = settings
         self._prefix = f"{settings.namespace}:{{{group}:{lane}:"
@@ -76,10 +76,7 @@ class StateStore:
 
     async def read(self, wanted: Mapping[int, Sequence[bytes]]) -> dict[int, list[bytes | None]]:
         """The values of fields of several partitions in one round trip; ``HEAD`` is a field like any other."""
-        async with redis_errors(self._settings), self._redis.pipeline(transaction=False) as pipe:
-            for partition, fields in wanted.items():
-                _ = pipe.hmget(self.key(partition), list(fields))
-            replies: list[Any] = await pipe.execute()
+        replies = await self._trip([Command(self.key(p), ("HMGET", self.key(p), *f)) for p, f in wanted.items()])
         return dict(zip(wanted, replies, strict=True))
 
     async def begin_with(self, partition: int, fields: Mapping[bytes, bytes]) -> bool:
@@ -87,14 +84,15 @@ class StateStore:
 
         There is no head yet, so whoever takes the partition over first makes one; a partition with state is left alone.
         """
-        async with redis_errors(self._settings), self._redis.pipeline(transaction=False) as pipe:
-            if await self._redis.exists(self.key(partition)):
-                return False
-            names = list(fields)
-            for start in range(0, len(names), FIELDS_MAX):
-                chunk = names[start : start + FIELDS_MAX]
-                _ = pipe.hset(self.key(partition), mapping={name: fields[name] for name in chunk})
-            await pipe.execute()
+        key, names = self.key(partition), list(fields)
+        (exists,) = await self._trip([Command(key, ("EXISTS", key))])
+        if exists:
+            return False
+        commands = []
+        for start in range(0, len(names), FIELDS_MAX):
+            pairs = [word for name in names[start : start + FIELDS_MAX] for word in (name, fields[name])]
+            commands.append(Command(key, ("HSET", key, *pairs)))
+        _ = await self._trip(commands)
         return True
 
     async def apply(self, writes: Sequence[Write]) -> None:
@@ -107,16 +105,19 @@ class StateStore:
         ServiceUnavailable
             If Redis cannot be reached; any part of the writes may have been made.
         """
-        async with redis_errors(self._settings), self._redis.pipeline(transaction=False) as pipe:
-            for write in writes:
-                arguments: list[bytes] = [write.expected, HEAD, write.head]
-                for name, value in write.fields.items():
-                    arguments += (name, value)
-                _ = pipe.eval(_APPLY, 1, self.key(write.partition), *arguments)
-            replies = await pipe.execute()
+        commands = []
+        for write in writes:
+            key = self.key(write.partition)
+            pairs = [word for pair in write.fields.items() for word in pair]
+            commands.append(Command(key, ("EVAL", _APPLY, 1, key, write.expected, HEAD, write.head, *pairs)))
+        replies = await self._trip(commands)
         for write, found in zip(writes, replies, strict=True):
             if found:
                 raise conflict(write.partition, found)
+
+    async def _trip(self, commands: Sequence[Command]) -> list[Any]:
+        async with redis_errors(self._settings):
+            return await round_trip(self._redis, self._settings, commands)
 
 
 def conflict(partition: int, found: bytes) -> StateConflict:
