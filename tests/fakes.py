@@ -25,7 +25,7 @@ from stream.metrics import Metrics
 from stream.publisher import Target
 from stream.recommend import RecommendLane
 from stream.settings import Settings, TopicSettings, WorkerSettings
-from stream.store import Write
+from stream.store import HEAD, Write, conflict
 
 SCHEMA = load_schema()
 START_MS = 1_600_000_000_000
@@ -94,19 +94,32 @@ class MemoryStore:
         await self._wait()
         return {p: [self.hashes.get(p, {}).get(name) for name in fields] for p, fields in wanted.items()}
 
+    async def begin_with(self, partition: int, fields: Mapping[bytes, bytes]) -> bool:
+        """As StateStore."""
+        await self._wait()
+        if self.hashes.get(partition):
+            return False
+        self.hashes[partition] = dict(fields)
+        return True
+
     async def apply(self, writes: Sequence[Write]) -> None:
         """As StateStore."""
         await self._wait()
         fault, self.fault = (self.fault, "") if any(write.fields for write in writes) else ("", self.fault)
         if fault == "down":
             raise RedisUnavailable("Redis is down")
+        lost = []
         for write in writes:
             held = self.hashes.setdefault(write.partition, {})
-            if held.get(b"@", b"") not in (write.expected, write.head):
-                raise StateConflict(f"partition {write.partition}")
-            held |= {b"@": write.head, **write.fields}
+            found = held.get(HEAD, b"")
+            if found == write.expected:
+                held |= {HEAD: write.head, **write.fields}
+            elif found != write.head:
+                lost.append(conflict(write.partition, found))
         if fault == "lost reply":
             raise RedisUnavailable("the reply was lost")
+        if lost:
+            raise lost[0]
 
 
 class MemoryPublisher:
@@ -234,7 +247,8 @@ class FakeWorker:
         self.publisher = MemoryPublisher(world.outputs)
         current = SimpleNamespace(version="000001", fraud=FakeFraud(shift), neighbours=FakeNeighbours())
         self.pipeline = Pipeline(stations, self.publisher, MemoryTails(world.outputs),  # type: ignore[arg-type]
-                                 SimpleNamespace(current=current), Metrics(), SCHEMA.hash, in_flight, lease_s)  # fmt: skip
+                                 SimpleNamespace(current=current), Metrics(), SCHEMA.hash,
+                                 in_flight, lease_s)  # fmt: skip
         self.positions: dict[Target, int] = {}
 
     async def take_over(self, partitions: Sequence[int] | None = None) -> None:
