@@ -51,8 +51,10 @@ async def round_trip(client: RedisClient, settings: RedisSettings, commands: Seq
 
 async def _on_cluster(client: RedisCluster, settings: RedisSettings, commands: Sequence[Command]) -> list[Any]:
     """One write to each node at once, then a redirected command alone."""
-    # The seed comes beside the nodes that were found, all of which may have been replaced by now.
-    _ = await client.initialize(additional_startup_nodes_info=[cluster_seed(settings)])
+    # All nodes that were found may have been replaced by now; the one that the settings name is asked too.
+    seed, known = cluster_seed(settings), client.nodes_manager.startup_nodes.values()
+    absent = seed not in {(node.host, node.port) for node in known}
+    _ = await client.initialize(additional_startup_nodes_info=[seed] if absent else None)
     sent = [PipelineCommand(number, *command.words) for number, command in enumerate(commands)]
     shares: dict[str, tuple[ClusterNode, list[PipelineCommand]]] = {}
     try:
