@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from features.catalogue import Layout
 from features.codec import decode_rows, encode_rows
 from features.engine import Rows
+from features.watermark import is_past, past_fields
 
 
 class EntityCache:
@@ -70,6 +71,11 @@ class EntityCache:
         values = encode_rows(self.layout, rows, self.rows.ints, self.rows.floats)
         return {self.field(id_): value for id_, value in zip(names, values, strict=True)}
 
+    def past(self, values: Mapping[bytes, bytes], watermark: int) -> list[bytes]:
+        """Those of the Redis fields that are of this kind and read as empty from a watermark on."""
+        own = {name: value for name, value in values.items() if name.startswith(self._name + b":")}
+        return past_fields(self.layout, own, watermark) if own else []
+
     def stale(self, ids: Iterable[str], now_s: float) -> list[str]:
         """Those of ``ids`` (each once) whose view must be built anew."""
         until = self._fresh_until
@@ -79,13 +85,20 @@ class EntityCache:
         """Partitions whose shard of ``id_`` is not held here."""
         return [p for p in range(partitions) if id_ not in self._shards.get(p, ())]
 
-    def build_view(self, id_: str, others: Mapping[int, bytes | None], until_s: float) -> None:
-        """Merge the shards held here with ``others`` (partition to state) into the view of ``id_``, good for a time."""
+    def build_view(self, id_: str, others: Mapping[int, bytes | None], until_s: float,
+                   watermarks: Mapping[int, int] | None = None) -> None:  # fmt: skip
+        """Merge the shards held here with ``others`` (partition to state) into the view of ``id_``, good for a time.
+
+        A shard that reads as empty at the watermark of its partition is left out, so that the view is the same whether
+        it was removed or not.
+        """
         values = {p: value for p, value in others.items() if value}
         scratch = [self.rows.take() for _ in values]
         decode_rows(self.layout, list(values.values()), np.array(scratch, np.int64), self.rows.ints, self.rows.floats)
         held = {p: shard[id_] for p, shard in self._shards.items() if id_ in shard}
-        parts = held | dict(zip(values, scratch, strict=True))
+        found, marks = held | dict(zip(values, scratch, strict=True)), watermarks or {}
+        newest = {p: self.rows.ints[row, [0, 2]].max() for p, row in found.items()}
+        parts = {p: row for p, row in found.items() if not is_past(newest[p], marks.get(p, 0), self.layout)}
         if id_ not in self._views:
             self._views[id_] = self.rows.take()
         self.rows.merge(np.array([parts[p] for p in sorted(parts)], np.int64), self._views[id_])

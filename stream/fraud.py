@@ -23,6 +23,7 @@ from features.hashing import hash_strings
 from features.kernel import LABEL, TRANSACTION
 from features.messages import ACTIONS, Alert, Decision
 from features.scoring import FraudModel
+from features.watermark import UNMARKED, Watermark
 from stream.entities import EntityCache
 from stream.intake import Emitted, Intake, Part, Progress
 from stream.lane import (
@@ -38,7 +39,7 @@ from stream.lane import (
     source_id,
 )
 from stream.settings import Settings
-from stream.store import FIELDS_MAX
+from stream.store import FIELDS_MAX, HEAD, head_watermark
 from stream.vectors import VectorLog
 
 _Scored = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int8]]
@@ -70,10 +71,10 @@ class FraudLane:
         self._tables = tuple(cache.rows for cache in self.caches)
         self._log = log
 
-    def resume(self, partition: int, offsets: Mapping[str, int]) -> None:
-        """Start a partition at the applied ``offsets``; nothing of it is cached."""
+    def resume(self, partition: int, offsets: Mapping[str, int], watermark: Watermark = UNMARKED) -> None:
+        """Start a partition at the applied ``offsets`` and watermark; nothing of it is cached."""
         self.drop(partition)
-        self._intake.partitions[partition] = Progress(dict(offsets))
+        self._intake.partitions[partition] = Progress(dict(offsets), watermark)
 
     def drop(self, partition: int) -> None:
         """Forget a partition: it is lost, or its state ran ahead of what was applied."""
@@ -110,6 +111,10 @@ class FraudLane:
         """Rows and bytes of each entity's cache."""
         return {cache.layout.entity.name: (len(cache), cache.rows.nbytes) for cache in self.caches}
 
+    def past(self, values: Mapping[bytes, bytes], watermark: int) -> list[bytes]:
+        """Those of a partition's fields in Redis that read as empty from a watermark on."""
+        return [name for cache in self.caches for name in cache.past(values, watermark)]
+
     def begin(self, fetched: Mapping[int, Records], lagging: Mapping[int, bool], tally: Tally) -> list[Part]:
         """Skip what is applied, decode, check the keys, and put transactions and labels in order."""
         return self._intake.take(fetched, lagging, tally)
@@ -125,11 +130,13 @@ class FraudLane:
             if cache.merged:
                 for id_ in cache.stale((id_ for part in work for id_ in part.entities[e]), now_s):
                     for partition in cache.uncached_shards(id_, self.partitions):
-                        wanted.setdefault(partition, []).append(cache.field(id_))
+                        wanted.setdefault(partition, [HEAD]).append(cache.field(id_))
         return {partition: list(dict.fromkeys(fields)) for partition, fields in wanted.items()}
 
     def fill(self, work: list[Part], values: Mapping[int, Mapping[bytes, bytes | None]], now_s: float) -> None:
         """Take in what was read for :meth:`wanted`, asked with the same ``now_s``."""
+        marks = {p: head_watermark(found.get(HEAD)) for p, found in values.items()}
+        marks |= {p: state.watermark.time for p, state in self._intake.partitions.items()}
         for e, cache in enumerate(self.caches):
             ids = list(dict.fromkeys(id_ for part in work for id_ in part.entities[e]))
             stale = cache.stale(ids, now_s) if cache.merged else []
@@ -145,15 +152,16 @@ class FraudLane:
             # Nobody else writes while this worker holds every partition: a view stays right until one is lost.
             alone = len(self._intake.partitions) == self.partitions
             for id_ in stale:
-                cache.build_view(id_, others[id_], math.inf if alone else now_s + cache.refresh_s)
+                until_s = math.inf if alone else now_s + cache.refresh_s
+                cache.build_view(id_, others[id_], until_s, marks)
 
     def compute(self, work: list[Part], models: Any, cycle: int, tally: Tally) -> list[Produced]:
         """Fold and score everything, then decide; returns what each partition has to write."""
         if not work:
             return []
-        operations, rows = self._operations(work, cycle)
+        operations, rows, marks = self._operations(work, cycle)
         with tally.stage("features"):
-            folded = engine.fold(self.catalogue, self._tables, operations)
+            folded = engine.fold(self.catalogue, self._tables, operations, marks)
         x = np.ascontiguousarray(folded.x[rows])
         with tally.stage("model"):
             scored = self._score(models.fraud, x)
@@ -176,8 +184,9 @@ class FraudLane:
         engine.remember(self.catalogue, self._tables, operations, folded, score, anomaly, action)
         return score[rows], anomaly[rows], action[rows]
 
-    def _operations(self, work: list[Part], cycle: int) -> tuple[Operations, NDArray[np.int64]]:
-        """The columns of all partitions merged by time, and where each partition's transactions lie among them.
+    def _operations(self, work: list[Part], cycle: int
+                    ) -> tuple[Operations, NDArray[np.int64], NDArray[np.int64]]:  # fmt: skip
+        """The columns of all partitions merged by time, where each one's transactions lie among them, and watermarks.
 
         Each partition keeps its own order. Merging matters to entities that several partitions share: one partition
         after the other, the second would see the hours of the first as its past.
@@ -212,7 +221,7 @@ class FraudLane:
         for e, cache in enumerate(self.caches):
             if not cache.merged:
                 operations.views[:, e] = operations.slots[:, e]
-        return operations, rows
+        return operations, rows, np.concatenate([part.marks for part in work])[order]
 
     def _in_order(self, work: list[Part]) -> tuple[list[Record], NDArray[np.int64]]:
         """The transactions' records and label positions, partition by partition."""
@@ -261,7 +270,7 @@ class FraudLane:
             fields: dict[bytes, bytes] = {}
             for cache, ids in zip(self.caches, part.entities, strict=True):
                 fields |= cache.encode(part.partition, ids)
-            produced.append(Produced(part.partition, part.offsets, outputs, fields))
+            produced.append(Produced(part.partition, part.offsets, outputs, fields, part.watermark))
         return produced
 
     def _decide(self, part: Part, row: int, record: Record, decided: _Decided, i: int, models: Any, tally: Tally

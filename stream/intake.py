@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from features.decode import Bad, LabelDecoder, Limits, TransactionBatch, TransactionDecoder
 from features.messages import Action
 from features.schema import TransactionSchema
+from features.watermark import UNMARKED, Watermark, advance
 from stream.lane import Output, Record, Records, Tally, misplaced, refuse, source_id
 from stream.settings import Settings
 
@@ -56,6 +57,7 @@ class Progress:
     """
 
     offsets: dict[str, int]
+    watermark: Watermark = UNMARKED
     clock: int = 0
     label_clock: int = 0
     labels: deque[Waiting] = field(default_factory=deque)
@@ -67,7 +69,7 @@ class Progress:
 
 @dataclass(slots=True)
 class Part:
-    """One partition's share of a cycle; ``order`` indexes transactions first, then labels."""
+    """One partition's share of a cycle; ``order`` indexes transactions first, then labels, ``marks`` lie in it."""
 
     partition: int
     offsets: dict[str, int]
@@ -78,6 +80,8 @@ class Part:
     order: NDArray[np.int64]
     positions: NDArray[np.int64]
     entities: list[list[str]]
+    marks: NDArray[np.int64]
+    watermark: Watermark
 
     @property
     def transactions(self) -> NDArray[np.int64]:
@@ -137,6 +141,10 @@ class Intake:
         good = [i for i, label in enumerate(labels) if label.bad is None]
         seen = _labels_seen(clocks, labels, pinned)
         kept = [labels[i] for i in good]
+        # A transaction comes after the labels that it has seen, and before the others.
+        order = np.argsort(np.concatenate([2 * seen, 2 * np.array(good, np.int64) + 1]), kind="stable")
+        times = np.concatenate([batch.time, np.array([label.time for label in kept], np.int64)])
+        marks, state.watermark = advance(state.watermark, times[order])
         return Part(
             partition=partition,
             offsets=dict(state.offsets),
@@ -144,10 +152,11 @@ class Intake:
             records=[fresh[i] for i in batch.rows],
             batch=batch,
             labels=kept,
-            # A transaction comes after the labels that it has seen, and before the others.
-            order=np.argsort(np.concatenate([2 * seen, 2 * np.array(good, np.int64) + 1]), kind="stable"),
+            order=order,
             positions=np.array(before, np.int64)[seen],
             entities=[[*batch.entities[e], *(label.entities[e] for label in kept)] for e in range(self._entities)],
+            marks=marks,
+            watermark=state.watermark,
         )
 
     def _transactions_ready(self, partition: int, state: Progress, records: Records

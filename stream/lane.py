@@ -21,6 +21,7 @@ import numpy as np
 from features.decode import Bad
 from features.hashing import partitions_of
 from features.messages import DeadLetter
+from features.watermark import UNMARKED, Watermark
 
 DEAD_LETTER_BYTES = 65_536
 _Message = TypeVar("_Message", bound=msgspec.Struct)
@@ -64,12 +65,13 @@ class Output:
 
 @dataclass(slots=True)
 class Produced:
-    """What one cycle yields for one partition of a lane: messages, new offsets, and state to write."""
+    """What one cycle yields for one partition of a lane: messages, new offsets and watermark, and state to write."""
 
     partition: int
     offsets: dict[str, int]
     outputs: list[Output] = field(default_factory=list)
     fields: dict[bytes, bytes] = field(default_factory=dict)
+    watermark: Watermark = UNMARKED
 
 
 @dataclass(slots=True)
@@ -119,12 +121,13 @@ class Lane(Protocol):
     def wanted(self, work: Any, now_s: float) -> dict[int, list[bytes]]: ...
     def fill(self, work: Any, values: Mapping[int, Mapping[bytes, bytes | None]], now_s: float) -> None: ...
     def compute(self, work: Any, models: Any, cycle: int, tally: Tally) -> list[Produced]: ...
-    def resume(self, partition: int, offsets: Mapping[str, int]) -> None: ...
+    def resume(self, partition: int, offsets: Mapping[str, int], watermark: Watermark = ...) -> None: ...
     def drop(self, partition: int) -> None: ...
     def evict(self, settled: int) -> None: ...
     def adopt(self, partition: int, emitted: Mapping[str, Sequence[bytes]]) -> dict[str, int]: ...
     def waiting(self) -> dict[int, int]: ...
     def held(self) -> dict[str, tuple[int, int]]: ...
+    def past(self, values: Mapping[bytes, bytes], watermark: int) -> list[bytes]: ...
 
 
 def misplaced(keys: Sequence[str], rows: Sequence[int], partition: int, partitions: int, named: str) -> dict[int, Bad]:

@@ -171,6 +171,8 @@ class WorkerSettings:
     message_bytes_max: Annotated[int, Meta(ge=1024, le=2**28)] = 1_000_000
     ahead_max_s: Seconds = 3600.0
     model_poll_s: Seconds = 1.0
+    session_days: Annotated[float, Meta(gt=0, le=3650)] = 30.0
+    sweep_every_s: Seconds = 3600.0
     session_timeout_s: Annotated[float, Meta(ge=1, le=1800)] = 10.0
 
 

@@ -51,6 +51,7 @@ class RedisClusterServers:
     """Three masters that share the slots in equal ranges."""
 
     def __init__(self, directory: Path, binary: Path, count: int = 3) -> None:
+        self.binary = binary
         self.nodes = [_Node(directory / f"node-{number}", binary) for number in range(count)]
 
     @property

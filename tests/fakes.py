@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -101,6 +102,27 @@ class MemoryStore:
             return False
         self.hashes[partition] = dict(fields)
         return True
+
+    async def scan(self, partition: int, cursor: int, count: int) -> tuple[int, dict[bytes, bytes]]:
+        """As StateStore; fields come by their checksum, so that a removal in between hides none of the others."""
+        await self._wait()
+        held = self.hashes.get(partition, {})
+        rest = sorted(place for name in held if (place := zlib.crc32(name)) >= cursor)
+        after = rest[count] if len(rest) > count else 0
+        part = {name: value for name, value in held.items()
+                if cursor <= zlib.crc32(name) < (after or 1 << 32) and name != HEAD}  # fmt: skip
+        return after, part
+
+    async def remove(self, partition: int, owner: str, fields: Mapping[bytes, bytes]) -> int:
+        """As StateStore."""
+        await self._wait()
+        held = self.hashes.get(partition, {})
+        if b'"writer":"%s:' % owner.encode() not in held.get(HEAD, b""):
+            raise StateConflict(f"partition {partition} was written by another worker")
+        gone = [name for name, value in fields.items() if held.get(name) == value]
+        for name in gone:
+            del held[name]
+        return len(gone)
 
     async def apply(self, writes: Sequence[Write]) -> None:
         """As StateStore."""
