@@ -65,7 +65,7 @@ def kept_ms(layout: Layout) -> int:
     return int(layout.dims[5] + layout.dims[5] // 2)
 
 
-def is_past(newest: _Ints, watermark: int, layout: Layout) -> NDArray[np.bool_]:
+def is_past(newest: _Ints, watermark: int | _Ints, layout: Layout) -> NDArray[np.bool_]:
     """Which rows (newest time of event or label, NEVER for none) read as empty from a watermark on."""
     return np.asarray(newest < watermark - kept_ms(layout))
 

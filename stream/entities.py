@@ -97,11 +97,12 @@ class EntityCache:
         decode_rows(self.layout, list(values.values()), np.array(scratch, np.int64), self.rows.ints, self.rows.floats)
         held = {p: shard[id_] for p, shard in self._shards.items() if id_ in shard}
         found, marks = held | dict(zip(values, scratch, strict=True)), watermarks or {}
-        newest = {p: self.rows.ints[row, [0, 2]].max() for p, row in found.items()}
-        parts = {p: row for p, row in found.items() if not is_past(newest[p], marks.get(p, 0), self.layout)}
+        rows = np.array([found[p] for p in sorted(found)], np.int64)
+        limits = np.array([marks.get(p, 0) for p in sorted(found)], np.int64)
+        past = is_past(np.maximum(self.rows.ints[rows, 0], self.rows.ints[rows, 2]), limits, self.layout)
         if id_ not in self._views:
             self._views[id_] = self.rows.take()
-        self.rows.merge(np.array([parts[p] for p in sorted(parts)], np.int64), self._views[id_])
+        self.rows.merge(rows[~past], self._views[id_])
         for row in scratch:
             self.rows.give_back(row)
         self._fresh_until[id_] = until_s

@@ -27,6 +27,7 @@ class Backend:
     """One place for state. Stores of one ``name`` share it, each over a client of its own."""
 
     server: RedisServer | RedisClusterServers | None = None
+    timeout_s: float = 5.0
     name: str = field(default_factory=lambda: fresh_name("store"))
     hashes: dict[int, dict[bytes, bytes]] = field(default_factory=dict)
 
@@ -35,7 +36,7 @@ class Backend:
         """How to reach it."""
         assert self.server is not None
         cluster = isinstance(self.server, RedisClusterServers)
-        return RedisSettings(url=self.server.url, namespace=self.name, cluster=cluster, timeout_s=5.0)
+        return RedisSettings(url=self.server.url, namespace=self.name, cluster=cluster, timeout_s=self.timeout_s)
 
     def open(self, stack: AsyncExitStack) -> Store:
         """A store with a client that closes with ``stack``."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from features.errors import ServiceUnavailable, SettingsError, StateError
+from features.errors import ServiceUnavailable, SettingsError, StateConflict, StateError
 from features.schema import load_schema
 from stream.connections import check_redis, redis_client
 from stream.doctor import examine
@@ -39,6 +39,9 @@ async def _write(settings: RedisSettings, partitions: int) -> None:
         await store.apply([Write(p, b"", b"head", {b"card:a": b"1"}) for p in range(partitions)])
         assert await store.read({p: [HEAD] for p in range(partitions)}) == {p: [b"head"] for p in range(partitions)}
         assert not await store.begin_with(0, {b"card:a": b"2"})
+        assert await store.scan(0, 0, 10) == (0, {b"card:a": b"1"})
+        with pytest.raises(StateConflict):
+            _ = await store.remove(0, "nobody", {b"card:a": b"1"})
     finally:
         await client.aclose()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -195,6 +197,33 @@ def test_a_cluster_with_a_dead_master_writes_to_the_others_and_goes_on_when_it_i
             if not node.running():
                 node.start()
         redis_cluster.wait_until_whole()
+
+
+@pytest.mark.parametrize("place", ["redis_server", "redis_cluster"])
+def test_a_write_whose_reply_does_not_come_is_not_sent_again_and_its_repeat_is_one_write(
+    request: pytest.FixtureRequest, place: str
+) -> None:
+    servers = request.getfixturevalue(place)
+    backend = Backend(servers, timeout_s=0.5)
+
+    async def story(store: Store) -> None:
+        await store.apply([write(b"", ONE, {b"card:a": b"0"})])
+        node = servers.nodes[servers.owner(store.key(0))] if place == "redis_cluster" else servers
+        os.kill(node.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(RedisUnavailable):
+                await store.apply([write(ONE, TWO, {b"card:a": b"first"})])
+        finally:
+            os.kill(node.pid, signal.SIGCONT)
+        await patiently(lambda: store.apply([write(ONE, TWO, {b"card:a": b"again"})]), RedisUnavailable)
+        (head, value) = (await store.read({0: [HEAD, b"card:a"]}))[0]
+        assert head == TWO and value in (b"first", b"again")
+        await store.apply([write(TWO, THREE)])
+        with pytest.raises(StateConflict):  # what came late is lost, as it would be for a worker that was replaced
+            await store.apply([write(ONE, TWO, {b"card:a": b"late"})])
+        assert await store.read({0: [HEAD, b"card:a"]}) == {0: [THREE, value]}
+
+    backend.tell(story)
 
 
 # -- the cluster ----------------------------------------------------------------------------------------------------
