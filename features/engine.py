@@ -117,24 +117,29 @@ def _dense(array: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(array)
 
 
-def fold(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations) -> Folded:
-    """Emit the vector of each transaction as of just before it, and fold every operation, in order."""
+def fold(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations, marks: Ints | None = None) -> Folded:
+    """Emit the vector of each transaction as of just before it, and fold every operation, in order.
+
+    ``marks`` (int64[n]) are watermarks, see :mod:`features.watermark`. Operations in the order of their times, as a
+    history's are, need none: they would change nothing.
+    """
     n, key = len(operations), tables[0]
     x = np.full((n, len(catalogue.features)), np.nan)
     repeat, missed = np.zeros(n, np.int8), np.zeros(n, np.int8)
     position, moves = np.zeros(n, np.int64), np.zeros((n, 4), np.int64)
     decided = np.full((n, 3), np.nan)
     o = operations
+    marks = np.zeros(n, np.int64) if marks is None else marks
     values, categories, others, slots, views = map(
         _dense, (o.values, o.categories, o.entity_hash[:, 1:], o.slots.T, o.views.T)
     )
     kernel.event_features(o.time, values, categories, x)
-    memory.recall(o.kind, o.time, o.event_hash, o.fraud, slots[0], others, key.ints, key.floats,
+    memory.recall(o.kind, o.time, marks, o.event_hash, o.fraud, slots[0], others, key.ints, key.floats,
                   key.layout.dims, key.layout.memory_columns, repeat, position, moves, missed, decided,
                   x)  # fmt: skip
     for e, table in enumerate(tables):
         layout = table.layout
-        kernel.fold(o.kind, o.time, values, slots[e], views[e], repeat, moves, table.ints, table.floats,
+        kernel.fold(o.kind, o.time, marks, values, slots[e], views[e], repeat, moves, table.ints, table.floats,
                     layout.dims, layout.hops_ms, layout.label_hops_ms, layout.count_columns, layout.field_columns,
                     layout.label_columns, layout.time_columns, x)  # fmt: skip
     return Folded(x, repeat, missed, position, decided)

@@ -64,6 +64,18 @@ def _expire(ints: Ints, floats: Floats, dims: Ints, time: int) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def forget(ints: Ints, floats: Floats, dims: Ints, mark: int) -> None:
+    """Let an entity start anew whose newest event or label lies ``1.5 * dims[5]`` ms before the watermark.
+
+    For an event in time this says nothing new (:func:`_expire` comes first); a late one finds the row as if it had been
+    removed, which :mod:`features.watermark` may have done.
+    """
+    newest = max(ints[0], ints[2])
+    if newest != NEVER and mark - newest > dims[5] + dims[5] // 2:
+        clear(ints, floats, dims)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def _fold_transaction(ints: Ints, floats: Floats, dims: Ints, hops: Ints, time: int, values: Floats) -> None:
     _expire(ints, floats, dims, time)
     newest = ints[0]
@@ -181,8 +193,8 @@ def _emit(ints: Ints, floats: Floats, dims: Ints, hops: Ints, label_hops: Ints, 
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def fold(kind: Bytes, time: Ints, values: Floats, slots: Ints, views: Ints, repeat: Bytes, label_moves: Ints,
-         ints: Ints, floats: Floats, dims: Ints, hops: Ints, label_hops: Ints, count_columns: Ints,
+def fold(kind: Bytes, time: Ints, marks: Ints, values: Floats, slots: Ints, views: Ints, repeat: Bytes,
+         label_moves: Ints, ints: Ints, floats: Floats, dims: Ints, hops: Ints, label_hops: Ints, count_columns: Ints,
          field_columns: Ints, label_columns: Ints, time_columns: Ints, out: Floats) -> None:  # fmt: skip
     """Fold n operations into the rows of one entity and emit its features for the transactions among them.
 
@@ -192,6 +204,8 @@ def fold(kind: Bytes, time: Ints, values: Floats, slots: Ints, views: Ints, repe
         TRANSACTION or LABEL.
     time : int64[n]
         Event time, for labels their arrival, in epoch ms.
+    marks : int64[n]
+        Watermark of the partition as of just before each operation, see :mod:`features.watermark`.
     values : float64[n, fields]
         Numeric fields; NaN is missing.
     slots, views : int64[n]
@@ -209,6 +223,9 @@ def fold(kind: Bytes, time: Ints, values: Floats, slots: Ints, views: Ints, repe
     """
     for i in range(len(kind)):
         s, v = slots[i], views[i]
+        forget(ints[s], floats[s], dims, marks[i])
+        if v != s:
+            forget(ints[v], floats[v], dims, marks[i])
         if kind[i] == TRANSACTION:
             _emit(ints[v], floats[v], dims, hops, label_hops, time[i], values[i], count_columns, field_columns,
                   label_columns, time_columns, out[i])  # fmt: skip

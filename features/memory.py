@@ -4,7 +4,8 @@ In: the same columns of operations as :mod:`features.kernel`, and the key entity
 labels, memory features; the rows changed in place. No IO, no clock.
 
 The memory is a ring of ``TransactionSchema.memory`` events; what is older is forgotten, which is the horizon for
-joining labels and recognising repeats. It empties when nothing has been put in for twice the longest window.
+joining labels and recognising repeats. It empties when nothing has been put in for twice the longest window, or for
+three times before the watermark.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def _push(ints: Ints, floats: Floats, dims: Ints, event_hash: int, time: int, ot
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def recall(kind: Bytes, time: Ints, event_hash: Ints, fraud: Bytes, slots: Ints, others: Ints, ints: Ints,
+def recall(kind: Bytes, time: Ints, marks: Ints, event_hash: Ints, fraud: Bytes, slots: Ints, others: Ints, ints: Ints,
            floats: Floats, dims: Ints, memory_columns: Ints, repeat: Bytes, position: Ints, label_moves: Ints,
            missed: Bytes, decided: Floats, out: Floats) -> None:  # fmt: skip
     """Look each operation up in the key entity's memory of recent events, and put new transactions into it.
@@ -75,7 +76,7 @@ def recall(kind: Bytes, time: Ints, event_hash: Ints, fraud: Bytes, slots: Ints,
 
     Parameters
     ----------
-    kind, time : int8[n], int64[n]
+    kind, time, marks : int8[n], int64[n], int64[n]
         As in :func:`fold`.
     event_hash : int64[n]
         Hash of the transaction's id; of a label, of the transaction that it judges.
@@ -102,7 +103,8 @@ def recall(kind: Bytes, time: Ints, event_hash: Ints, fraud: Bytes, slots: Ints,
         row = ints[slots[i]]
         size = row[ROW_INTS + 1]
         newest = (row[ROW_INTS] - 1 + memory) % memory
-        if size > 0 and time[i] - row[start + memory + newest] > dims[5]:
+        pushed = row[start + memory + newest]
+        if size > 0 and (time[i] - pushed > dims[5] or marks[i] - pushed > dims[5] + dims[5] // 2):
             row[ROW_INTS:start] = 0
             size = 0
         found = _find(row, start, size, event_hash[i])

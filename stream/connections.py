@@ -13,21 +13,31 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.helpers import create_ssl_context
 from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    ClusterDownError,
+    NoPermissionError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
 
 from features.errors import RedisUnavailable, ServiceUnavailable, SettingsError, StateError
 from stream.resp import packed
 from stream.settings import KafkaSettings, RedisSettings
 
-RedisClient = Redis
+RedisClient = Redis | RedisCluster
 _CLIENT_ID = "headrace"
 _LOSS_QUIET_S = 60.0
 _PRODUCE_BATCH_BYTES = 512 * 1024  # half of a broker's default message.max.bytes, which limits a whole batch
@@ -148,11 +158,11 @@ def kafka_losses(kafka: KafkaSettings, tell: Callable[[str], None] | None = None
         log.removeHandler(handler)
 
 
-def redis_client(redis: RedisSettings) -> Redis:
-    """A client that returns bytes and never retries by itself.
+def redis_client(redis: RedisSettings) -> RedisClient:
+    """A client that returns bytes and never retries by itself; of a cluster where ``redis.cluster`` says so.
 
     A repeated write whose first try did arrive would lose the compare-and-set against itself, so the caller, who
-    knows what may be repeated, decides.
+    knows what may be repeated, decides. A cluster's client connects to its nodes when it is first used.
 
     Raises
     ------
@@ -160,8 +170,11 @@ def redis_client(redis: RedisSettings) -> Redis:
         If the URL holds an option that redis-py does not know.
     """
     extra: dict[str, Any] = {"ssl_ca_certs": str(redis.ssl_cafile)} if redis.ssl_cafile else {}
+    if redis.cluster:
+        extra["reinitialize_steps"] = 0  # else every fifth redirection would close all connections
+    kind: type[Redis] | type[RedisCluster] = RedisCluster if redis.cluster else Redis
     try:
-        client = Redis.from_url(
+        client = kind.from_url(
             redis.url,
             username=redis.username,
             password=redis.password,
@@ -173,57 +186,103 @@ def redis_client(redis: RedisSettings) -> Redis:
             retry=Retry(NoBackoff(), 0),
             **extra,
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RedisClusterException) as error:
         raise SettingsError([f"redis.url: expected options that redis-py knows: {error}"]) from None
-    pool = client.connection_pool
-    pool.connection_class = packed(pool.connection_class)
+    if isinstance(client, Redis):
+        pool = client.connection_pool
+        pool.connection_class = packed(pool.connection_class)
     return client
+
+
+def cluster_seed(redis: RedisSettings) -> tuple[str, int]:
+    """Host and port in ``redis.url``: the node that a cluster is first asked at."""
+    parts = urlsplit(redis.url)
+    return parts.hostname or "localhost", parts.port or 6379
 
 
 @asynccontextmanager
 async def redis_errors(redis: RedisSettings) -> AsyncIterator[None]:
-    """Turns a lost or refused connection inside the block into :class:`ServiceUnavailable` with one clear line."""
+    """Turns a lost or refused connection inside the block into :class:`ServiceUnavailable` with one clear line.
+
+    Raises
+    ------
+    SettingsError
+        If ``redis.cluster`` does not say what the server is.
+    """
     try:
         yield
-    except (TimeoutError, RedisError, OSError) as error:
-        where = redis.url.partition("?")[0]
-        refused = isinstance(error, AuthenticationError | NoPermissionError)
-        if refused or str(error).startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
+    except (TimeoutError, RedisError, RedisClusterException, OSError) as error:
+        where, root = redis.url.partition("?")[0], _root(error)
+        reason = (" ".join(str(root).split()) or type(root).__name__).rstrip(".")
+        if isinstance(root, AskError | ClusterDownError) and not redis.cluster:
+            raise SettingsError([_not_alone(where)]) from None
+        if "cluster support disabled" in reason:
+            raise SettingsError(
+                [f"redis.cluster = true: expected false: {where} is no node of a Redis Cluster"]
+            ) from None
+        refused = isinstance(root, AuthenticationError | NoPermissionError)
+        if refused or reason.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
             hint = "check redis.username, redis.password and the user's ACL"
         else:
             hint = "is it running, and is redis.url right?"
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise RedisUnavailable(f"Redis at {where} cannot be used: {reason.rstrip('.')}; {hint}") from None
+        raise RedisUnavailable(f"Redis at {where} cannot be used: {reason}; {hint}") from None
 
 
-async def eviction_policy(client: Redis) -> str:
-    """The server's ``maxmemory-policy``, also where an ACL or a hosting company forbids CONFIG."""
+def _root(error: BaseException) -> BaseException:
+    """What a node said, where redis-py tells only that it found no cluster there."""
+    cause = error.__cause__ if isinstance(error, RedisClusterException) else None
+    if isinstance(cause, RedisClusterException):
+        cause = cause.__context__
+    return cause or error
+
+
+def _not_alone(where: str) -> str:
+    return f"redis.cluster = false: expected true: {where} is a node of a Redis Cluster"
+
+
+async def redis_nodes(client: RedisClient) -> dict[str, dict[str, Any]]:
+    """What the client's calls take to ask each server that is written to, by its address: one, or every master."""
+    if not isinstance(client, RedisCluster):
+        return {"": {}}
+    _ = await client.initialize()
+    return {str(node.name): {"target_nodes": node} for node in client.get_primaries()}
+
+
+async def eviction_policy(client: RedisClient, node: Mapping[str, Any]) -> str:
+    """A server's ``maxmemory-policy``, also where an ACL or a hosting company forbids CONFIG."""
     answer: Mapping[Any, Any]
     try:
-        answer = await client.config_get("maxmemory-policy")
+        answer = await client.config_get("maxmemory-policy", **node)
     except ResponseError:
-        answer = await client.info("memory")
+        answer = await client.info("memory", **node)
     found = {_text(name).replace("_", "-"): _text(value) for name, value in answer.items()}
     return found.get("maxmemory-policy", "unknown")
 
 
-async def check_redis(client: Redis, redis: RedisSettings) -> None:
-    """Refuses a Redis that cannot be reached or that may evict keys.
+async def check_redis(client: RedisClient, redis: RedisSettings) -> None:
+    """Refuses a Redis that cannot be reached, that may evict keys, or that is (not) a cluster against the settings.
 
     Raises
     ------
     ServiceUnavailable
         If it cannot be reached or refuses the user.
     StateError
-        If ``maxmemory-policy`` is not ``noeviction``.
+        If a ``maxmemory-policy`` is not ``noeviction``.
+    SettingsError
+        If ``redis.cluster`` does not say what the server is.
     """
+    where = redis.url.partition("?")[0]
     async with redis_errors(redis):
-        policy = await eviction_policy(client)
-    if policy != "noeviction":
-        raise StateError(
-            f"Redis at {redis.url.partition('?')[0]} has maxmemory-policy {policy}, so it may silently drop the state "
-            "of cards when memory runs out; set it to noeviction (CONFIG SET maxmemory-policy noeviction)"
-        )
+        nodes = await redis_nodes(client)
+        if not redis.cluster and (await client.info("cluster")).get("cluster_enabled"):
+            raise SettingsError([_not_alone(where)])
+        policies = {name: await eviction_policy(client, node) for name, node in nodes.items()}
+    for name, policy in policies.items():
+        if policy != "noeviction":
+            raise StateError(
+                f"Redis at {name or where} has maxmemory-policy {policy}, so it may silently drop the state "
+                "of cards when memory runs out; set it to noeviction (CONFIG SET maxmemory-policy noeviction)"
+            )
 
 
 def _text(value: object) -> str:

@@ -30,6 +30,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from features.errors import RedisUnavailable, StateConflict, StateMissing
+from features.watermark import Watermark
 from stream.lane import Lane, Message, Produced, Record, Tally, reached
 from stream.metrics import Metrics
 from stream.publisher import Pending, Publisher, Target
@@ -132,7 +133,7 @@ class Pipeline:
         found = {p: values[p][0] or b"" for p in partitions}
         heads = await self._heads(station, found, bounds)
         # A new writer in the head fences the earlier owner before its tails are read: it can no longer apply.
-        fenced = {p: self._signed(head.offsets, head.outputs, lane) for p, head in heads.items()}
+        fenced = {p: self._signed(head.offsets, head.outputs, head.watermark, lane) for p, head in heads.items()}
         await store.apply([Write(p, found[p], encode_head(fenced[p]), {}) for p in partitions])
         positions = {(t, p): o for p in partitions for t, o in fenced[p].outputs.items()}
         await self._publisher.settle()
@@ -140,16 +141,16 @@ class Pipeline:
         seeks = {}
         for p in partitions:
             station.heads[p] = fenced[p], encode_head(fenced[p])
-            lane.resume(p, fenced[p].offsets)
+            lane.resume(p, fenced[p].offsets, fenced[p].watermark)
             station.answered[p] = lane.adopt(p, {t: tails[t, p] for t in lane.outputs})
             station.ends[p] = {t: positions[t, p] + len(tails[t, p]) for t in lane.outputs}
             for topic in lane.topics:
                 seeks[topic, p] = self.applied[topic, p] = fenced[p].offsets.get(topic, bounds.first.get((topic, p), 0))
         return seeks
 
-    def _signed(self, offsets: dict[str, int], outputs: dict[str, int], lane: Lane) -> Head:
+    def _signed(self, offsets: dict[str, int], outputs: dict[str, int], watermark: Watermark, lane: Lane) -> Head:
         writer = f"{self._worker}:{next(self._numbers)}"
-        return Head(offsets, outputs, self._schema_hash, lane.partitions, writer)
+        return Head(offsets, outputs, self._schema_hash, lane.partitions, writer, watermark)
 
     @property
     def records_max(self) -> int:
@@ -297,7 +298,7 @@ class Pipeline:
             if reached(offsets, station.answered.get(part.partition, {})):
                 ends = station.ends.get(part.partition, {})
                 outputs = {t: positions.get((t, part.partition), max(o, ends.get(t, 0))) for t, o in outputs.items()}
-            new = self._signed(offsets, outputs, station.lane)
+            new = self._signed(offsets, outputs, part.watermark, station.lane)
             heads[part.partition] = new, encode_head(new)
             writes.append(Write(part.partition, expected, heads[part.partition][1], part.fields))
         if writes:

@@ -9,9 +9,10 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from aiokafka import TopicPartition
 from rich.console import Console
@@ -26,6 +27,7 @@ from stream.connections import (
     kafka_errors,
     redis_client,
     redis_errors,
+    redis_nodes,
 )
 from stream.offsets import offset_range
 from stream.settings import RedisSettings, Settings
@@ -145,16 +147,24 @@ async def _group(settings: Settings) -> list[Finding]:
 
 
 async def _redis(settings: RedisSettings) -> list[Finding]:
+    """How every server is that state is written to."""
     client = redis_client(settings)
+    facts = []
     try:
-        async with redis_errors(settings):
-            began = time.time()
-            seconds, micros = await client.time()
-            local = (began + time.time()) / 2  # the middle of the round trip
-            info = await client.info()
         await check_redis(client, settings)
+        async with redis_errors(settings):
+            for name, node in (await redis_nodes(client)).items():
+                began = time.time()
+                seconds, micros = await client.time(**node)
+                local = (began + time.time()) / 2  # the middle of the round trip
+                facts.append((name, (int(seconds) + int(micros) / 1e6 - local) * 1000, await client.info(**node)))
     finally:
         await client.aclose()
+    findings = [_redis_server(f"redis {name}".strip(), info) for name, _, info in facts]
+    return [*findings, _clock(max((skew_ms for _, skew_ms, _ in facts), key=abs))]
+
+
+def _redis_server(name: str, info: Mapping[str, Any]) -> Finding:
     number = str(info.get("redis_version", "0"))
     text = f"version {number}, maxmemory-policy noeviction, {info.get('used_memory_human', '?')} used"
     recent = tuple(int(part) for part in number.split(".")[:2]) >= _REDIS_MIN
@@ -162,13 +172,13 @@ async def _redis(settings: RedisSettings) -> list[Finding]:
         text += f"; Redis {'.'.join(map(str, _REDIS_MIN))} or later is needed"
     if not info.get("aof_enabled"):
         text += "; no append-only file, so a restart of Redis loses state (appendonly yes keeps it)"
-    skew_ms = (int(seconds) + int(micros) / 1e6 - local) * 1000
+    return Finding(name, recent, text)
+
+
+def _clock(skew_ms: float) -> Finding:
     together = abs(skew_ms) <= _SKEW_MS_MAX
     advice = "" if together else "; set both clocks by NTP, or latencies and the check for future times are wrong"
-    return [
-        Finding("redis", recent, text),
-        Finding("clock", together, f"Redis' clock is {skew_ms:+.0f} ms from this machine's{advice}"),
-    ]
+    return Finding("clock", together, f"Redis' clock is {skew_ms:+.0f} ms from this machine's{advice}")
 
 
 async def _models(settings: Settings, schema: Schema) -> list[Finding]:

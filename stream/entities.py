@@ -20,6 +20,7 @@ from features.codec import decode_rows, encode_rows
 from features.engine import Rows
 from features.rowindex import RowIndex, merge_all
 from features.texts import Texts
+from features.watermark import is_past, past_fields
 
 Ints = NDArray[np.int64]
 VIEW = -1  # the partition under which views are indexed
@@ -97,15 +98,19 @@ class EntityCache:
                     wanted.setdefault(p, []).extend([self._stale.names[i] for i in absent])
         return wanted
 
-    def fill(self, values: Mapping[int, Mapping[bytes, bytes | None]], until_s: float) -> None:
-        """Take in what was read for :meth:`wanted`; views are good until ``until_s``."""
+    def fill(self, values: Mapping[int, Mapping[bytes, bytes | None]], until_s: float, watermarks: Ints) -> None:
+        """Take in what was read for :meth:`wanted`; views are good until ``until_s``.
+
+        ``watermarks`` int64[partitions]: a shard that reads as empty at that of its partition is left out of a view, so
+        that the view is the same whether it was removed or not.
+        """
         names = self._index.names
         for p, rows in self._unread.items():
             found = values[p]
             self._decode([found[names[row]] or b"" for row in rows.tolist()], rows)
         self._unread = {}
         if self._stale is not None:
-            self._build(self._stale, values)
+            self._build(self._stale, values, watermarks)
             self._fresh_until[self._stale.views] = until_s
             self._stale = None
 
@@ -114,6 +119,11 @@ class EntityCache:
         values = encode_rows(self.layout, rows, self.rows.ints, self.rows.floats)
         names = self._index.names
         return dict(zip([names[row] for row in rows.tolist()], values, strict=True))
+
+    def past(self, values: Mapping[bytes, bytes], watermark: int) -> list[bytes]:
+        """Those of the Redis fields that are of this kind and read as empty from a watermark on."""
+        own = {name: value for name, value in values.items() if name.startswith(self._prefix)}
+        return past_fields(self.layout, own, watermark) if own else []
 
     # -- letting go ----------------------------------------------------------------------------------------------
 
@@ -164,7 +174,7 @@ class EntityCache:
     def _decode(self, values: Sequence[bytes], rows: Ints) -> None:
         decode_rows(self.layout, list(values), rows, self.rows.ints, self.rows.floats)
 
-    def _build(self, stale: _Stale, values: Mapping[int, Mapping[bytes, bytes | None]]) -> None:
+    def _build(self, stale: _Stale, values: Mapping[int, Mapping[bytes, bytes | None]], watermarks: Ints) -> None:
         """Merge the shards held here with those read, in the order of the partitions."""
         parts = stale.shards.copy()
         read: list[bytes] = []
@@ -181,7 +191,9 @@ class EntityCache:
             self._decode(read, scratch)
             at = np.array(places, np.int64)
             parts[at[:, 0], at[:, 1]] = scratch
-        layout = self.layout
+        ints, layout = self.rows.ints, self.layout
+        newest = np.maximum(ints[parts, 0], ints[parts, 2])
+        parts[is_past(newest, watermarks[None, :], layout)] = -1
         merge_all(self.rows.ints, self.rows.floats, parts, stale.views, layout.dims, layout.hops_ms,
                   layout.label_hops_ms)  # fmt: skip
         self.rows.give_back(scratch)

@@ -24,11 +24,12 @@ from features.kernel import LABEL, TRANSACTION
 from features.messages import ACTIONS, Alert, Decision, Reason
 from features.scoring import FraudModel
 from features.texts import Texts
+from features.watermark import UNMARKED, Watermark
 from stream.entities import EntityCache, evict
 from stream.intake import Emitted, Intake, Part, Progress
 from stream.lane import Held, LetterId, Produced, Records, Tally, after_sources, emitted_before, reached
 from stream.settings import Settings
-from stream.store import FIELDS_MAX
+from stream.store import FIELDS_MAX, HEAD, head_watermark
 from stream.vectors import VectorLog
 
 _Scored = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int8]]
@@ -60,10 +61,10 @@ class FraudLane:
         self._tables = tuple(cache.rows for cache in self.caches)
         self._log = log
 
-    def resume(self, partition: int, offsets: Mapping[str, int]) -> None:
-        """Start a partition at the applied ``offsets``; nothing of it is cached."""
+    def resume(self, partition: int, offsets: Mapping[str, int], watermark: Watermark = UNMARKED) -> None:
+        """Start a partition at the applied ``offsets`` and watermark; nothing of it is cached."""
         self.drop(partition)
-        self._intake.partitions[partition] = Progress(dict(offsets))
+        self._intake.partitions[partition] = Progress(dict(offsets), watermark)
 
     def drop(self, partition: int) -> None:
         """Forget a partition: it is lost, or its state ran ahead of what was applied."""
@@ -101,6 +102,10 @@ class FraudLane:
         return {cache.layout.entity.name: Held(len(cache), cache.nbytes, cache.hits, cache.misses)
                 for cache in self.caches}  # fmt: skip
 
+    def past(self, values: Mapping[bytes, bytes], watermark: int) -> list[bytes]:
+        """Those of a partition's fields in Redis that read as empty from a watermark on."""
+        return [name for cache in self.caches for name in cache.past(values, watermark)]
+
     def begin(self, fetched: Mapping[int, Records], lagging: Mapping[int, bool], tally: Tally) -> list[Part]:
         """Skip what is applied, decode, check the keys, and put transactions and labels in order."""
         return self._intake.take(fetched, lagging, tally)
@@ -123,23 +128,27 @@ class FraudLane:
                 for part, found in zip(work, np.split(views, ends[:-1]), strict=True):
                     part.views[e] = found
             for partition, fields in cache.wanted().items():
-                wanted.setdefault(partition, []).extend(fields)
+                # Of a partition that another worker holds, its watermark says what of it reads as empty.
+                wanted.setdefault(partition, [] if partition in self._intake.partitions else [HEAD]).extend(fields)
         return wanted
 
     def fill(self, work: list[Part], values: Mapping[int, Mapping[bytes, bytes | None]], now_s: float) -> None:
         """Take in what was read for :meth:`wanted`, asked with the same ``now_s``."""
         # Nobody else writes while this worker holds every partition: a view stays right until one is lost.
         alone = len(self._intake.partitions) == self.partitions
+        marks = np.array([head_watermark(values.get(p, {}).get(HEAD)) for p in range(self.partitions)], np.int64)
+        for p, state in self._intake.partitions.items():
+            marks[p] = state.watermark.time
         for cache in self.caches:
-            cache.fill(values, math.inf if alone else now_s + cache.refresh_s)
+            cache.fill(values, math.inf if alone else now_s + cache.refresh_s, marks)
 
     def compute(self, work: list[Part], models: Any, cycle: int, tally: Tally) -> list[Produced]:
         """Fold and score everything, then decide; returns what each partition has to write."""
         if not work:
             return []
-        operations, rows = self._operations(work)
+        operations, rows, marks = self._operations(work)
         with tally.stage("features"):
-            folded = engine.fold(self.catalogue, self._tables, operations)
+            folded = engine.fold(self.catalogue, self._tables, operations, marks)
         x = np.ascontiguousarray(folded.x[rows])
         with tally.stage("model"):
             scored = self._score(models.fraud, x)
@@ -162,8 +171,8 @@ class FraudLane:
         engine.remember(self.catalogue, self._tables, operations, folded, score, anomaly, action)
         return score[rows], anomaly[rows], action[rows]
 
-    def _operations(self, work: list[Part]) -> tuple[Operations, NDArray[np.int64]]:
-        """The columns of all partitions merged by time, and where each partition's transactions lie among them.
+    def _operations(self, work: list[Part]) -> tuple[Operations, NDArray[np.int64], NDArray[np.int64]]:
+        """The columns of all partitions merged by time, where each one's transactions lie among them, and watermarks.
 
         Each partition keeps its own order. Merging matters to entities that several partitions share: one partition
         after the other, the second would see the hours of the first as its past.
@@ -191,7 +200,8 @@ class FraudLane:
         places = np.empty(len(order), np.int64)
         places[order] = np.arange(len(order))
         rows = places[np.flatnonzero(np.concatenate(parts["kind"]) == TRANSACTION)]
-        return Operations(**{name: np.concatenate(columns)[order] for name, columns in parts.items()}), rows
+        operations = Operations(**{name: np.concatenate(columns)[order] for name, columns in parts.items()})
+        return operations, rows, np.concatenate([part.marks for part in work])[order]
 
     def _score(self, model: FraudModel, x: NDArray[np.float64]) -> _Scored:
         worker = self._worker
@@ -236,7 +246,7 @@ class FraudLane:
             fields: dict[bytes, bytes] = {}
             for cache, slots in zip(self.caches, part.slots, strict=True):
                 fields |= cache.encode(np.unique(slots))
-            produced.append(Produced(part.partition, part.offsets, part.answers.messages, fields))
+            produced.append(Produced(part.partition, part.offsets, part.answers.messages, fields, part.watermark))
         return produced
 
     @staticmethod

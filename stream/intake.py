@@ -20,6 +20,7 @@ from features.decode import Bad, LabelDecoder, Limits, TransactionBatch, Transac
 from features.messages import Action
 from features.schema import TransactionSchema
 from features.texts import Texts
+from features.watermark import UNMARKED, Watermark, advance
 from stream.lane import Answers, Record, Records, Tally, misplaced, refuse, source_id
 from stream.settings import Settings
 
@@ -89,6 +90,7 @@ class Progress:
     """
 
     offsets: dict[str, int]
+    watermark: Watermark = UNMARKED
     clock: int = 0
     label_clock: int = 0
     labels: Labels = field(default_factory=Labels.none)
@@ -102,8 +104,8 @@ class Progress:
 class Part:
     """One partition's share of a cycle: its transactions in order, and the labels among them.
 
-    ``order`` indexes transactions first, then labels; ``entities`` are the ids of both, by entity, and ``hashes``,
-    ``slots`` and ``views`` what the lane finds out about them.
+    ``order`` indexes transactions first, then labels, and ``marks`` (watermarks) lie in it; ``entities`` are the ids of
+    both, by entity, and ``hashes``, ``slots`` and ``views`` what the lane finds out about them.
     """
 
     partition: int
@@ -115,6 +117,8 @@ class Part:
     order: Ints
     positions: Ints
     entities: list[Texts]
+    marks: Ints
+    watermark: Watermark
     hashes: list[Ints] = field(default_factory=list)
     slots: list[Ints] = field(default_factory=list)
     views: list[Ints] = field(default_factory=list)
@@ -172,6 +176,9 @@ class Intake:
         good = np.flatnonzero(labels.good)
         seen = _labels_seen(clocks, labels, pinned)
         kept = labels.take(labels.good)
+        # A transaction comes after the labels that it has seen, and before the others.
+        order = np.argsort(np.concatenate([2 * seen, 2 * good + 1]), kind="stable")
+        marks, state.watermark = advance(state.watermark, np.concatenate([batch.time, kept.time])[order])
         entities = batch.entities
         if len(kept):
             entities = [Texts.concat(pair) for pair in zip(batch.entities, kept.entities, strict=True)]
@@ -182,10 +189,11 @@ class Intake:
             records=[fresh[i] for i in batch.rows] if len(batch.rows) < len(fresh) else fresh,
             batch=batch,
             labels=kept,
-            # A transaction comes after the labels that it has seen, and before the others.
-            order=np.argsort(np.concatenate([2 * seen, 2 * good + 1]), kind="stable"),
+            order=order,
             positions=before[seen],
             entities=entities,
+            marks=marks,
+            watermark=state.watermark,
         )
 
     def _transactions_ready(self, partition: int, state: Progress, records: Records

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from features.decode import Bad
 from features.messages import DeadLetter
 from features.texts import Texts
+from features.watermark import UNMARKED, Watermark
 
 DEAD_LETTER_BYTES = 65_536
 _Message = TypeVar("_Message", bound=msgspec.Struct)
@@ -58,12 +59,13 @@ Message = tuple[bytes, bytes]  # key and value to produce
 
 @dataclass(slots=True)
 class Produced:
-    """What one cycle yields for one partition of a lane: messages by topic, new offsets, and state to write."""
+    """What one cycle yields for one partition of a lane: messages by topic, offsets, watermark, and state to write."""
 
     partition: int
     offsets: dict[str, int]
     messages: dict[str, list[Message]] = field(default_factory=dict)
     fields: dict[bytes, bytes] = field(default_factory=dict)
+    watermark: Watermark = UNMARKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +141,13 @@ class Lane(Protocol):
     def wanted(self, work: Any, cycle: int, now_s: float) -> dict[int, list[bytes]]: ...
     def fill(self, work: Any, values: Mapping[int, Mapping[bytes, bytes | None]], now_s: float) -> None: ...
     def compute(self, work: Any, models: Any, cycle: int, tally: Tally) -> list[Produced]: ...
-    def resume(self, partition: int, offsets: Mapping[str, int]) -> None: ...
+    def resume(self, partition: int, offsets: Mapping[str, int], watermark: Watermark = ...) -> None: ...
     def drop(self, partition: int) -> None: ...
     def evict(self, settled: int) -> None: ...
     def adopt(self, partition: int, emitted: Mapping[str, Sequence[bytes]]) -> dict[str, int]: ...
     def waiting(self) -> dict[int, int]: ...
     def held(self) -> dict[str, Held]: ...
+    def past(self, values: Mapping[bytes, bytes], watermark: int) -> list[bytes]: ...
 
 
 def misplaced(keys: Texts, rows: Sequence[int], partition: int, partitions: int, named: str) -> dict[int, Bad]:

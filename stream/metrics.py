@@ -82,6 +82,8 @@ class Metrics:
         self.recoveries = Counter("headrace_recoveries_total",
                                   "Times the worker dropped its state and read it again, by cause.", ["cause"],
                                   registry=r)  # fmt: skip
+        self.swept = Counter("headrace_swept_rows_total", "Rows removed from Redis because they read as empty.",
+                             registry=r)  # fmt: skip
         self.in_flight = Gauge("headrace_cycles_in_flight", "Cycles scored and not yet applied.", registry=r)
         self.ready = Gauge("headrace_ready", "1 once partitions are assigned and models are loaded.", registry=r)
 

@@ -5,7 +5,8 @@ State owned: the cache of sessions. On redelivery: clicks below the applied offs
 is in the session's memory is answered again but not counted twice.
 
 A session's state is its last ``SESSION_ITEMS`` clicks: one version byte, then per click 8 bytes hash of the event id,
-8 bytes hash of the item id and 8 bytes event time in ms, oldest first, little-endian.
+8 bytes hash of the item id and 8 bytes event time in ms, oldest first, little-endian. A session begins anew when its
+newest click lies ``worker.session_days`` before a click, or before the watermark (:mod:`features.watermark`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from features.errors import StateMismatch
 from features.hashing import hash_strings
 from features.messages import Recommendation, RecommendedItem
 from features.texts import Texts
+from features.watermark import UNMARKED, Watermark, advance
 from stream.lane import (
     Answers,
     Held,
@@ -62,6 +64,7 @@ class _Session:
 @dataclass(slots=True)
 class _Partition:
     offsets: dict[str, int]
+    watermark: Watermark = UNMARKED
     done: set[str] = field(default_factory=set)
     answered: dict[str, int] = field(default_factory=dict)
     sessions: dict[str, _Session] = field(default_factory=dict)
@@ -74,6 +77,8 @@ class _Part:
     answers: Answers
     records: list[Record]
     batch: ClickBatch
+    marks: NDArray[np.int64]
+    watermark: Watermark
 
 
 def encode_session(clicks: Sequence[tuple[int, int, int]]) -> bytes:
@@ -109,13 +114,14 @@ class RecommendLane:
         self.records_max = 3000
         self._topic_names = topics
         self._worker = worker
+        self._session_ms = int(worker.session_days * 86_400_000)
         self._decode = ClickDecoder(Limits(worker.message_bytes_max, int(worker.ahead_max_s * 1000))).decode
         self._partitions: dict[int, _Partition] = {}
         self._hits = self._misses = 0
 
-    def resume(self, partition: int, offsets: Mapping[str, int]) -> None:
-        """Start a partition at the applied ``offsets``; nothing of it is cached."""
-        self._partitions[partition] = _Partition(dict(offsets))
+    def resume(self, partition: int, offsets: Mapping[str, int], watermark: Watermark = UNMARKED) -> None:
+        """Start a partition at the applied ``offsets`` and watermark; nothing of it is cached."""
+        self._partitions[partition] = _Partition(dict(offsets), watermark)
 
     def drop(self, partition: int) -> None:
         """Forget a partition: it is lost, or its state ran ahead of what was applied."""
@@ -158,6 +164,16 @@ class RecommendLane:
         size = sum(len(session.clicks) for session in sessions) * _CLICK.size
         return {"session": Held(len(sessions), size, self._hits, self._misses)}
 
+    def _is_over(self, clicks: Sequence[tuple[int, int, int]], time: int) -> bool:
+        """Whether a session reads as empty, as of an event time."""
+        earliest = time - self._session_ms
+        return not clicks or (clicks[-1][2] < earliest and max(click[2] for click in clicks) < earliest)
+
+    def past(self, values: Mapping[bytes, bytes], watermark: int) -> list[bytes]:
+        """Those of a partition's fields in Redis that read as empty from a watermark on."""
+        return [name for name, value in values.items()
+                if name.startswith(b"session:") and self._is_over(decode_session(value), watermark)]  # fmt: skip
+
     def begin(self, fetched: Mapping[int, Records], lagging: Mapping[int, bool], tally: Tally) -> list[_Part]:
         """Skip what is applied, decode, and check the keys."""
         parts = []
@@ -178,7 +194,9 @@ class RecommendLane:
             tally.add(tally.events, "clicks", len(fresh))
             tally.unknown_fields += batch.unknown_fields
             state.offsets = state.offsets | {topic: fresh[-1].offset + 1}
-            parts.append(_Part(partition, dict(state.offsets), answers, [fresh[i] for i in batch.rows], batch))
+            marks, state.watermark = advance(state.watermark, batch.time)
+            parts.append(_Part(partition, dict(state.offsets), answers, [fresh[i] for i in batch.rows], batch,
+                               marks, state.watermark))  # fmt: skip
         return parts
 
     def _wrong_partition(self, batch: ClickBatch, partition: int) -> dict[int, Bad]:
@@ -235,9 +253,12 @@ class RecommendLane:
         sessions = self._partitions[part.partition].sessions
         events = hash_strings(part.batch.event_id).tolist()
         items = hash_strings(part.batch.item_id).tolist()
-        for id_, event, item, time in zip(part.batch.session_id, events, items, part.batch.time.tolist(), strict=True):
+        columns = (events, items, part.batch.time.tolist(), part.marks.tolist())
+        for id_, event, item, time, mark in zip(part.batch.session_id, *columns, strict=True):
             session = sessions[id_] = sessions.pop(id_)
             session.cycle = cycle
+            if self._is_over(session.clicks, max(time, mark)):
+                session.clicks = []
             if all(event != click[0] for click in session.clicks):
                 session.clicks = [*session.clicks[1 - SESSION_ITEMS :], (event, item, time)]
             count = len(session.clicks)
@@ -261,7 +282,7 @@ class RecommendLane:
                 state.done = set()
             fields = {b"session:" + id_.encode(): encode_session(state.sessions[id_].clicks)
                       for id_ in dict.fromkeys(batch.session_id)}  # fmt: skip
-            produced.append(Produced(part.partition, part.offsets, part.answers.messages, fields))
+            produced.append(Produced(part.partition, part.offsets, part.answers.messages, fields, part.watermark))
         return produced
 
     def _answer(self, record: Record, batch: ClickBatch, i: int, models: Any, items: list[int], scores: list[float]

@@ -102,6 +102,7 @@ class RedisSettings:
     username: str | None = None
     password: SecretText | None = field(default=None, repr=False)
     ssl_cafile: Path | None = None
+    cluster: bool = False
     namespace: Namespace = "headrace"
     timeout_s: Seconds = 5.0
 
@@ -171,6 +172,8 @@ class WorkerSettings:
     message_bytes_max: Annotated[int, Meta(ge=1024, le=2**28)] = 1_000_000
     ahead_max_s: Seconds = 3600.0
     model_poll_s: Seconds = 1.0
+    session_days: Annotated[float, Meta(gt=0, le=3650)] = 30.0
+    sweep_every_s: Seconds = 3600.0
     session_timeout_s: Annotated[float, Meta(ge=1, le=1800)] = 10.0
 
 
@@ -287,6 +290,13 @@ def _contradictions(settings: Settings) -> Iterator[str]:
     ):
         if file is not None and not file.is_file():
             yield f"{name} = '{file}': expected a PEM file; there is none"
+    redis = urlsplit(settings.redis.url)
+    database = dict(parse_qsl(redis.query)).get("db") or redis.path.strip("/") or "0"
+    if settings.redis.cluster and (redis.scheme == "unix" or database != "0"):
+        yield (
+            f"redis.cluster = true: expected redis.url = 'redis://HOST:PORT' of one of its nodes, not "
+            f"'{settings.redis.url}'; a cluster has no sockets and only database 0"
+        )
     if len(names.partitions()) < 7:
         yield "topics: expected seven different names; each topic has one kind of message"
     if worker.review_score is not None and worker.block_score is not None and worker.review_score > worker.block_score:

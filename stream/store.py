@@ -3,13 +3,15 @@
 Keys (``{}`` is Redis Cluster's hash tag, so a partition's state lies in one slot)::
 
     <namespace>:{<group>:<lane>:<partition>}    hash
-        @               the head (JSON, :class:`Head`): applied offsets, output positions, schema hash, writer
+        @               the head (JSON, :class:`Head`): applied offsets, output positions, schema hash, partition count,
+                        writer, watermark
         <entity>:<id>   state of one entity shard (features/codec.py), ``session:<id>`` for clicks
 
 In: partitions, field names, encoded state. Out: bytes. On redelivery nothing counts twice: :meth:`apply` is a
 compare-and-set on the head, and a repeat of a write whose reply was lost finds its own head and succeeds.
-A write is one HSET inside the script: Redis logs a script with two writes as MULTI..EXEC, and 7.0 corrupts state when
-the tail of such a log is torn.
+A write is one HSET inside the script, a removal one HDEL: Redis logs a script with two writes as MULTI..EXEC, and 7.0
+corrupts state when the tail of such a log is torn. What reads as empty is removed by its partition's owner
+(:mod:`stream/sweep.py`): :meth:`remove` deletes nothing where another worker wrote last, nor a value that has changed.
 """
 
 from __future__ import annotations
@@ -19,13 +21,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from redis.asyncio import Redis
 
 from features.errors import StateConflict, StateMismatch
-from stream.connections import redis_errors
+from features.watermark import UNMARKED, Watermark
+from stream.connections import RedisClient, redis_errors
+from stream.roundtrip import Command, round_trip
 from stream.settings import RedisSettings
 
 FIELDS_MAX = 3500  # Lua's unpack takes 3,990 and fails at 4,100
+REMOVED_MAX = 1000  # fields of one removal, whose values are its arguments too
 HEAD = b"@"
 _APPLY = """
 local head = redis.call('HGET', KEYS[1], '@') or ''
@@ -36,13 +40,24 @@ end
 if head == ARGV[3] then return '' end
 return head
 """
+_REMOVE = """
+local head = redis.call('HGET', KEYS[1], '@') or ''
+if not string.find(head, ARGV[1], 1, true) then return -1 end
+local gone = {}
+for i = 2, #ARGV, 2 do
+  if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then gone[#gone + 1] = ARGV[i] end
+end
+if #gone == 0 then return 0 end
+return redis.call('HDEL', KEYS[1], unpack(gone))
+"""
 
 
 class Head(msgspec.Struct, frozen=True):
     """What a partition's state includes.
 
     ``offsets``: next offset to apply of each input topic. ``outputs``: next position of each output topic's partition
-    of the same number, when the write was made. ``writer``: unique to one write of one worker.
+    of the same number, when the write was made. ``writer``: the worker's id, a colon, and the number of the write.
+    ``watermark``: how far the event times have come for good, see :mod:`features.watermark`.
     """
 
     offsets: dict[str, int]
@@ -50,6 +65,7 @@ class Head(msgspec.Struct, frozen=True):
     schema: str
     partitions: int
     writer: str = ""
+    watermark: Watermark = UNMARKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +81,7 @@ class Write:
 class StateStore:
     """The state of one lane (a set of inputs that share state) in Redis."""
 
-    def __init__(self, redis: Redis, settings: RedisSettings, group: str, lane: str) -> None:
+    def __init__(self, redis: RedisClient, settings: RedisSettings, group: str, lane: str) -> None:
         self._redis = redis
         self._settings = settings
         self._prefix = f"{settings.namespace}:{{{group}:{lane}:"
@@ -76,10 +92,7 @@ class StateStore:
 
     async def read(self, wanted: Mapping[int, Sequence[bytes]]) -> dict[int, list[bytes | None]]:
         """The values of fields of several partitions in one round trip; ``HEAD`` is a field like any other."""
-        async with redis_errors(self._settings), self._redis.pipeline(transaction=False) as pipe:
-            for partition, fields in wanted.items():
-                _ = pipe.hmget(self.key(partition), list(fields))
-            replies: list[Any] = await pipe.execute()
+        replies = await self._trip([Command(self.key(p), ("HMGET", self.key(p), *f)) for p, f in wanted.items()])
         return dict(zip(wanted, replies, strict=True))
 
     async def begin_with(self, partition: int, fields: Mapping[bytes, bytes]) -> bool:
@@ -87,14 +100,15 @@ class StateStore:
 
         There is no head yet, so whoever takes the partition over first makes one; a partition with state is left alone.
         """
-        async with redis_errors(self._settings), self._redis.pipeline(transaction=False) as pipe:
-            if await self._redis.exists(self.key(partition)):
-                return False
-            names = list(fields)
-            for start in range(0, len(names), FIELDS_MAX):
-                chunk = names[start : start + FIELDS_MAX]
-                _ = pipe.hset(self.key(partition), mapping={name: fields[name] for name in chunk})
-            await pipe.execute()
+        key, names = self.key(partition), list(fields)
+        (exists,) = await self._trip([Command(key, ("EXISTS", key))])
+        if exists:
+            return False
+        commands = []
+        for start in range(0, len(names), FIELDS_MAX):
+            pairs = [word for name in names[start : start + FIELDS_MAX] for word in (name, fields[name])]
+            commands.append(Command(key, ("HSET", key, *pairs)))
+        _ = await self._trip(commands)
         return True
 
     async def apply(self, writes: Sequence[Write]) -> None:
@@ -107,16 +121,44 @@ class StateStore:
         ServiceUnavailable
             If Redis cannot be reached; any part of the writes may have been made.
         """
-        async with redis_errors(self._settings), self._redis.pipeline(transaction=False) as pipe:
-            for write in writes:
-                arguments: list[bytes] = [write.expected, HEAD, write.head]
-                for name, value in write.fields.items():
-                    arguments += (name, value)
-                _ = pipe.eval(_APPLY, 1, self.key(write.partition), *arguments)
-            replies = await pipe.execute()
+        commands = []
+        for write in writes:
+            key = self.key(write.partition)
+            pairs = [word for pair in write.fields.items() for word in pair]
+            commands.append(Command(key, ("EVAL", _APPLY, 1, key, write.expected, HEAD, write.head, *pairs)))
+        replies = await self._trip(commands)
         for write, found in zip(writes, replies, strict=True):
             if found:
                 raise conflict(write.partition, found)
+
+    async def scan(self, partition: int, cursor: int, count: int) -> tuple[int, dict[bytes, bytes]]:
+        """About ``count`` fields of a partition, and the cursor of the next ones, 0 at the end; 0 begins.
+
+        What is there from the first call to the last comes at least once, unless the partition's slot moves meanwhile.
+        """
+        key = self.key(partition)
+        ((after, flat),) = await self._trip([Command(key, ("HSCAN", key, cursor, "COUNT", count))])
+        found = flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True))
+        return int(after), {name: value for name, value in found.items() if name != HEAD}
+
+    async def remove(self, partition: int, owner: str, fields: Mapping[bytes, bytes]) -> int:
+        """Remove at most ``REMOVED_MAX`` fields that still have these values; how many had them.
+
+        Raises
+        ------
+        StateConflict
+            If ``owner`` (the worker's part of a head's writer) did not write the partition last; nothing is removed.
+        """
+        key, pairs = self.key(partition), [word for pair in fields.items() for word in pair]
+        mark = b'"writer":"' + owner.encode() + b":"
+        (removed,) = await self._trip([Command(key, ("EVAL", _REMOVE, 1, key, mark, *pairs))])
+        if removed < 0:
+            raise StateConflict(f"partition {partition} was written by another worker; nothing is removed from it")
+        return int(removed)
+
+    async def _trip(self, commands: Sequence[Command]) -> list[Any]:
+        async with redis_errors(self._settings):
+            return await round_trip(self._redis, self._settings, commands)
 
 
 def conflict(partition: int, found: bytes) -> StateConflict:
@@ -130,6 +172,20 @@ def conflict(partition: int, found: bytes) -> StateConflict:
 def encode_head(head: Head) -> bytes:
     """The head's bytes, as they are compared."""
     return msgspec.json.encode(head)
+
+
+class _Marked(msgspec.Struct, frozen=True):
+    """Of a head, its watermark."""
+
+    watermark: Watermark = UNMARKED
+
+
+def head_watermark(value: bytes | None) -> int:
+    """The watermark in the head of a partition, which may be another worker's; 0 where there is none."""
+    try:
+        return msgspec.json.decode(value or b"{}", type=_Marked).watermark.time
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return 0
 
 
 def decode_head(value: bytes, *, schema: str, partitions: int, where: str) -> Head:

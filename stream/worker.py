@@ -44,6 +44,7 @@ from stream.publisher import Publisher
 from stream.recommend import RecommendLane
 from stream.settings import KafkaSettings, Settings
 from stream.store import StateStore
+from stream.sweep import Sweeper
 from stream.tails import TailReader
 from stream.topics import check_topics, require_topics
 from stream.vectors import VectorLog
@@ -71,15 +72,17 @@ class Parts:
 
 
 class _Companion(Service):
-    """Lives as long as Faust's app: watches the models, and closes the connections after the consumer stopped."""
+    """Lives as long as Faust's app: watches the models, sweeps, and closes the connections after the consumer."""
 
-    def __init__(self, parts: Parts, poll_s: float, **kwargs: Any) -> None:
+    def __init__(self, parts: Parts, sweeper: Sweeper, poll_s: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._parts = parts
+        self._sweeper = sweeper
         self._poll_s = poll_s
 
     async def on_start(self) -> None:
         _ = self.add_future(self._parts.models.watch(self._poll_s))
+        _ = self.add_future(self._sweeper.run())
 
     async def on_shutdown(self) -> None:
         await self._parts.close()
@@ -214,7 +217,9 @@ def run(settings: Settings, schema: Schema) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
-    worker = _Worker(app, _Companion(parts, settings.worker.model_poll_s), loop=loop, loglevel="WARN", quiet=True,
+    companion = _Companion(parts, Sweeper(stations, metrics, settings.worker.sweep_every_s),
+                           settings.worker.model_poll_s)  # fmt: skip
+    worker = _Worker(app, companion, loop=loop, loglevel="WARN", quiet=True,
                      redirect_stdouts=False, override_logging=False)  # fmt: skip
     try:
         with kafka_losses(settings.kafka, log.warning):

@@ -12,6 +12,7 @@ import pytest
 
 from features.schema import load_schema
 from stream.embedded import Broker, RedisServer
+from tests.clusters import RedisClusterServers
 from tests.servers import KafkaServer, RunningBroker, Unavailable, kafka_libs
 from tests.world import World, make_world
 
@@ -40,6 +41,20 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisClusterServers]:
+    """Three masters of the system's Redis."""
+    system = shutil.which("redis-server")
+    if system is None:
+        _give_up("no redis-server on PATH for a Redis Cluster")
+    servers = RedisClusterServers(tmp_path_factory.mktemp("redis-cluster"), Path(system))
+    try:
+        servers.start()
+        yield servers
+    finally:
+        servers.stop()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from stream.metrics import Metrics
 from stream.publisher import Target
 from stream.recommend import RecommendLane
 from stream.settings import Settings, TopicSettings, WorkerSettings
-from stream.store import Write
+from stream.store import HEAD, Write, conflict
 
 SCHEMA = load_schema()
 START_MS = 1_600_000_000_000
@@ -94,19 +95,53 @@ class MemoryStore:
         await self._wait()
         return {p: [self.hashes.get(p, {}).get(name) for name in fields] for p, fields in wanted.items()}
 
+    async def begin_with(self, partition: int, fields: Mapping[bytes, bytes]) -> bool:
+        """As StateStore."""
+        await self._wait()
+        if self.hashes.get(partition):
+            return False
+        self.hashes[partition] = dict(fields)
+        return True
+
+    async def scan(self, partition: int, cursor: int, count: int) -> tuple[int, dict[bytes, bytes]]:
+        """As StateStore; fields come by their checksum, so that a removal in between hides none of the others."""
+        await self._wait()
+        held = self.hashes.get(partition, {})
+        rest = sorted(place for name in held if (place := zlib.crc32(name)) >= cursor)
+        after = rest[count] if len(rest) > count else 0
+        part = {name: value for name, value in held.items()
+                if cursor <= zlib.crc32(name) < (after or 1 << 32) and name != HEAD}  # fmt: skip
+        return after, part
+
+    async def remove(self, partition: int, owner: str, fields: Mapping[bytes, bytes]) -> int:
+        """As StateStore."""
+        await self._wait()
+        held = self.hashes.get(partition, {})
+        if b'"writer":"%s:' % owner.encode() not in held.get(HEAD, b""):
+            raise StateConflict(f"partition {partition} was written by another worker")
+        gone = [name for name, value in fields.items() if held.get(name) == value]
+        for name in gone:
+            del held[name]
+        return len(gone)
+
     async def apply(self, writes: Sequence[Write]) -> None:
         """As StateStore."""
         await self._wait()
         fault, self.fault = (self.fault, "") if any(write.fields for write in writes) else ("", self.fault)
         if fault == "down":
             raise RedisUnavailable("Redis is down")
+        lost = []
         for write in writes:
             held = self.hashes.setdefault(write.partition, {})
-            if held.get(b"@", b"") not in (write.expected, write.head):
-                raise StateConflict(f"partition {write.partition}")
-            held |= {b"@": write.head, **write.fields}
+            found = held.get(HEAD, b"")
+            if found == write.expected:
+                held |= {HEAD: write.head, **write.fields}
+            elif found != write.head:
+                lost.append(conflict(write.partition, found))
         if fault == "lost reply":
             raise RedisUnavailable("the reply was lost")
+        if lost:
+            raise lost[0]
 
 
 class MemoryPublisher:

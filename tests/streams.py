@@ -141,10 +141,12 @@ class Run:
         self.tables = new_tables(catalogue)
         self.rows: list[dict[Any, int]] = [{} for _ in catalogue.layouts]
 
-    def feed(self, ops: Sequence[Op]) -> tuple[NDArray[np.float64], NDArray[np.float64], list[int]]:
+    def feed(self, ops: Sequence[Op], marks: Sequence[int] | None = None
+             ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[int]]:  # fmt: skip
         """The vectors and the decisions (score, anomaly, action) of the transactions of one batch, and repeats."""
         columns = operations(ops, self.rows)
-        folded = engine.fold(self.catalogue, self.tables, columns)
+        folded = engine.fold(self.catalogue, self.tables, columns,
+                             None if marks is None else np.array(marks, np.int64))  # fmt: skip
         names = self.catalogue.names
         score = folded.x[:, names.index("card_count_1d")] * 0.1371 + folded.x[:, names.index("event_hour")]
         score = np.round(np.nan_to_num(score, nan=0.5) % 1.0, 6)

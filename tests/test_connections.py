@@ -35,7 +35,7 @@ async def _check(settings: RedisSettings) -> None:
 
 async def _command(url: str, *words: str) -> None:
     client = redis_client(RedisSettings(url=url))
-    await client.execute_command(*words)  # type: ignore[no-untyped-call]
+    await client.execute_command(*words)
     await client.aclose()
 
 

@@ -35,7 +35,7 @@ def answer(cache: EntityCache, values: Values | None = None, until_s: float = 0.
     """Fill in what is wanted: ``values`` where they are given, else nothing."""
     given = values or {}
     cache.fill({p: {field: given.get(p, {}).get(field) for field in fields} for p, fields in cache.wanted().items()},
-               until_s)  # fmt: skip
+               until_s, np.zeros(cache._partitions, np.int64))  # fmt: skip
 
 
 def fill(cache: EntityCache, partition: int, ids: Sequence[str], cycle: int) -> list[bytes]:

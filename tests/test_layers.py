@@ -30,7 +30,7 @@ _MORE_OF_TRAINER = {
 _ENTRIES = {
     "faust": {"stream/consumer.py", "stream/worker.py"},
     "mode": {"stream/consumer.py", "stream/worker.py"},
-    "redis": {"stream/store.py", "stream/connections.py", "stream/resp.py"},
+    "redis": {"stream/roundtrip.py", "stream/connections.py", "stream/resp.py"},
     "prometheus_client": {"stream/metrics.py"},
 }
 # trainer/artifacts.py hands its own environment on to the child that verifies a version.

@@ -16,6 +16,7 @@ import numpy as np
 from aiokafka import TopicPartition
 from numpy.typing import NDArray
 from redis import Redis
+from redis.cluster import RedisCluster
 
 from features import engine
 from features.catalogue import build_catalogue
@@ -117,16 +118,21 @@ class Deployment:
 
     def wait_for(self, counts: Mapping[str, int], timeout_s: float = WAIT_S) -> None:
         """Wait until topics hold at least so many records."""
-        wait_until(lambda: all(self._count(topic) >= n for topic, n in counts.items()), f"{counts}", timeout_s)
+        wait_until(lambda: all(self.count(topic) >= n for topic, n in counts.items()), f"{counts}", timeout_s)
 
-    def _count(self, topic: str) -> int:
+    def count(self, topic: str) -> int:
+        """How many records a topic holds."""
         partitions = self.topics.partitions()[topic]
         places = [TopicPartition(topic, p) for p in range(partitions)]
         return sum(end for _, end in asyncio.run(offset_range(self.kafka, places)).values())
 
+    def _redis(self) -> Redis | RedisCluster:
+        kind: type[Redis] | type[RedisCluster] = RedisCluster if self.extra.get("REDIS_CLUSTER") == "true" else Redis
+        return kind.from_url(self.redis_url)
+
     def state(self, lane: str = "fraud") -> dict[int, dict[bytes, bytes]]:
         """The fields in Redis by partition, heads left out."""
-        with Redis.from_url(self.redis_url) as redis:
+        with self._redis() as redis:
             found = {}
             for partition in range(self.partitions):
                 fields: Any = redis.hgetall(f"{self.name}:{{{self.name}:{lane}:{partition}}}")
@@ -135,7 +141,7 @@ class Deployment:
 
     def applied(self, lane: str = "fraud") -> dict[int, dict[str, int]]:
         """The applied offsets in Redis by partition."""
-        with Redis.from_url(self.redis_url) as redis:
+        with self._redis() as redis:
             heads = {p: redis.hget(f"{self.name}:{{{self.name}:{lane}:{p}}}", "@") for p in range(self.partitions)}
             return {p: msgspec.json.decode(head)["offsets"] for p, head in heads.items() if isinstance(head, bytes)}
 
