@@ -13,7 +13,6 @@ partition without knowing removes nothing, see :meth:`~stream.store.StateStore.r
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Sequence
 
@@ -44,8 +43,8 @@ class Sweeper:
         while True:
             await asyncio.sleep(self._every_s)
             try:
-                removed = await self.sweep()
-                log.info("removed %d rows from Redis that read as empty", removed)
+                if removed := await self.sweep():
+                    log.info("removed %d rows from Redis that read as empty", removed)
             except HeadraceError as error:
                 log.warning("the removal of what reads as empty stopped: %s; the next one is in %g s", error,
                             self._every_s)  # fmt: skip
@@ -65,17 +64,13 @@ class Sweeper:
         return removed
 
     async def _sweep(self, station: Station, partition: int) -> int:
-        removed, cursor = 0, 0
-        place = station.lane.name, partition
-        for step in itertools.count():
-            held = station.heads.get(partition)  # applied, so what follows it in Redis' log may rely on it
-            if held is None:
-                return removed
+        removed, cursor, place = 0, 0, (station.lane.name, partition)
+        begun = station.heads.get(partition)
+        if begun is None or begun[0].watermark.time <= self._swept.get(place, 0):
+            return 0
+        # Of every step the applied head: what follows it in Redis' log may rely on it.
+        while (held := station.heads.get(partition)) is not None:
             head, watermark = held[0], held[0].watermark.time
-            if step == 0:
-                if watermark <= self._swept.get(place, 0):
-                    return 0
-                self._swept[place] = watermark
             cursor, found = await station.store.scan(partition, cursor, _STEP_FIELDS)
             past = station.lane.past(found, watermark)
             owner = head.writer.rpartition(":")[0]
@@ -85,6 +80,7 @@ class Sweeper:
                 self._metrics.swept.inc(count)
                 removed += count
             if cursor == 0:
-                return removed
+                self._swept[place] = begun[0].watermark.time
+                break
             await asyncio.sleep(self._pause_s)
         return removed

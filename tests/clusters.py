@@ -52,6 +52,8 @@ class RedisClusterServers:
 
     def __init__(self, directory: Path, binary: Path, count: int = 3) -> None:
         self.binary = binary
+        self._directory = directory
+        self._size = count
         self.nodes = [_Node(directory / f"node-{number}", binary) for number in range(count)]
 
     @property
@@ -71,6 +73,17 @@ class RedisClusterServers:
             _ = self.nodes[0].ask("CLUSTER", "MEET", LOOPBACK, node.port)
         self.wait_until_whole()
 
+    def join(self) -> int:
+        """Add a master without slots, which no client has heard of; its number."""
+        node = _Node(self._directory / f"node-{len(self.nodes)}", self.binary)
+        self.nodes.append(node)
+        node.start()
+        _ = self.nodes[0].ask("CLUSTER", "MEET", LOOPBACK, node.port)
+        known = f"cluster_known_nodes:{len(self.nodes)}"
+        _wait(lambda: all(known in n.ask("CLUSTER", "INFO").decode() for n in self.nodes), "the nodes know each other")
+        self.wait_until_whole()
+        return len(self.nodes) - 1
+
     def stop(self) -> None:
         """Stop all nodes."""
         for node in self.nodes:
@@ -86,7 +99,7 @@ class RedisClusterServers:
             links = node.ask("CLUSTER", "NODES").decode()
         except (RedisError, OSError):
             return False
-        wanted = ("cluster_state:ok", f"cluster_slots_ok:{_SLOTS}", f"cluster_size:{len(self.nodes)}")
+        wanted = ("cluster_state:ok", f"cluster_slots_ok:{_SLOTS}", f"cluster_size:{self._size}")
         return all(word in facts for word in wanted) and "fail" not in links and "handshake" not in links
 
     def owner(self, key: str) -> int:

@@ -297,6 +297,34 @@ def test_state_that_begins_in_a_moving_slot_begins_where_the_slot_goes(
     redis_cluster.wait_until_whole()
 
 
+def test_a_slot_that_moves_to_a_master_that_the_client_has_not_heard_of_is_followed(
+    redis_cluster: RedisClusterServers, tmp_path: Path
+) -> None:
+    servers = RedisClusterServers(tmp_path, redis_cluster.binary, count=2)
+
+    async def story(store: Store) -> None:
+        key = store.key(0)
+        await store.apply([write(b"", ONE, {b"card:a": b"1"})])
+        new = servers.join()
+        carry = servers.begin_move(key, new)
+        carry()
+        await store.apply([write(ONE, TWO, {b"card:a": b"2"})])
+        assert await store.read({0: [HEAD, b"card:a"]}) == {0: [TWO, b"2"]}
+        servers.end_move(key, new)
+        await store.apply([write(TWO, THREE, {b"card:a": b"3"})])
+        assert servers.nodes[new].ask("HGET", key, "card:a") == b"3"
+        # The node that the settings name may go too: the others are known by now.
+        servers.nodes[0].kill()
+        found = await patiently(lambda: store.read({0: [HEAD, b"card:a"]}), RedisUnavailable)
+        assert found == {0: [THREE, b"3"]}
+
+    try:
+        servers.start()
+        Backend(servers).tell(story)
+    finally:
+        servers.stop()
+
+
 # -- keys and heads -------------------------------------------------------------------------------------------------
 
 
