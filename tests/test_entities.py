@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from features.catalogue import NEVER
+from features.catalogue import NEVER, RING, ROW_INTS
 from stream.entities import EntityCache
 from tests.streams import CATALOGUE, START_MS
 
@@ -21,16 +21,23 @@ def fill(cache: EntityCache, partition: int, ids: list[str], cycle: int) -> None
 
 
 def mark(cache: EntityCache, partition: int, id_: str, events: int) -> None:
-    """Make a row hold some events."""
+    """Make a row hold some events of one tile."""
     row = int(cache.use(partition, [id_], 0)[0])
     cache.rows.ints[row, :2] = START_MS
     for w, hop in enumerate(cache.layout.hops_ms):
-        stride = 1 + 4 * int(cache.layout.dims[2])
-        cache.rows.floats[row, (w * 16 + START_MS // int(hop) % 16) * stride] = events
+        tile = START_MS // int(hop)
+        cache.rows.ints[row, ROW_INTS + w] = tile << RING | 1 << (RING - 1)
+        stride = int(cache.layout.dims[9]) // (RING * len(cache.layout.hops_ms))
+        at = (w * RING + tile % RING) * stride
+        cache.rows.floats[row, at : at + stride] = events
 
 
 def newest_count(cache: EntityCache, row: int) -> float:
-    return float(cache.rows.floats[row].max())
+    """What :func:`mark` has made a row, or those that it merges, hold."""
+    if cache.rows.ints[row, 0] == NEVER:
+        return 0.0
+    stride = int(cache.layout.dims[9]) // (RING * len(cache.layout.hops_ms))
+    return float(cache.rows.floats[row, START_MS // int(cache.layout.hops_ms[0]) % RING * stride])
 
 
 def test_the_least_recently_used_goes_first_and_what_is_not_applied_stays() -> None:
@@ -57,7 +64,8 @@ def test_an_evicted_row_is_used_again_and_reads_as_nothing() -> None:
     fill(cache, 0, ["c"], 3)
     assert len(cache.rows) == rows
     (row,) = cache.use(0, ["c"], 3)
-    assert cache.rows.ints[row, :3].tolist() == [NEVER] * 3 and not cache.rows.floats[row].any()
+    assert cache.rows.ints[row, :3].tolist() == [NEVER] * 3
+    assert newest_count(cache, int(row)) == 0.0
 
 
 @pytest.mark.parametrize("partitions", [1, 3])
