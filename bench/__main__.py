@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import growth, guard, latency, throughput
+from bench import growth, guard, latency, memory, replay, throughput
 from bench.stage import Stage, stage
 
 RATES = (500, 1000, 2000, 5000, 10_000)
@@ -43,13 +43,9 @@ def run(play: Stage, rows: set[int], *, quick: bool) -> dict[str, Any]:
     if 6 in rows:
         found["recommendations"] = latency.measure(play, (1000,), 6.0, 3, say, clicks=True)
     if 7 in rows:
-        from bench import replay  # pandas is slow to import
-
         found["replay"] = replay.measure(quick=quick)
         say(f"replay {found['replay']}")
     if 8 in rows:
-        from bench import memory
-
         found["memory"] = memory.measure(play.redis.url) | _worker_memory(play)
         say(f"memory {found['memory']}")
     if 9 in rows:

@@ -12,13 +12,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench.history import LABEL_DELAY_MS
 from features.schema import load_schema
 from features.warm import warm
 from trainer.history import read_transactions
 from trainer.simulator import simulate
 from trainer.vectors import history_vectors
-
-LABEL_DELAY_MS = 7 * 86_400_000
 
 
 def main() -> None:

@@ -24,9 +24,9 @@ TILES = 12
 RING = 16
 NEVER = -(1 << 62)  # the time of an entity that has no event
 
-ROW_INTS = 3  # newest event time, first event time, newest label time
+ROW_INTS = 3  # newest event time, first event time, newest label time; then one map for each window
 MEMORY_INTS = 5  # event hash, event time, label, label time, action; then one hash for each other entity
-MEMORY_FLOATS = 3  # ratio of the first numeric to its own mean, score, anomaly
+MEMORY_FLOATS = 2  # score, anomaly
 STATISTICS = ("sum", "mean", "max", "std", "ratio", "zscore")  # order of the columns in Layout.field_columns
 
 _PHRASES = {
@@ -58,7 +58,10 @@ class Feature:
 class Layout:
     """How one entity's state row is laid out, and which columns it fills; -1 where a column is not wanted.
 
-    ``dims`` holds windows, label windows, numeric fields, remembered events, other entities and the expiry in ms.
+    ``dims`` holds, in this order: windows, label windows, fields kept (all numeric ones or, without an aggregate of
+    them, none), remembered events, other entities, the expiry in ms; cells of a field in a tile, which of them has the
+    sum of squares and which the maximum (-1: not kept); where in the floats the label tiles begin; the width of a row
+    in ints and in floats; numeric fields of the schema.
     """
 
     entity: Entity
@@ -74,14 +77,12 @@ class Layout:
     @property
     def ints(self) -> int:
         """Width of the integer part of a row."""
-        _, _, _, memory, others, _ = self.dims
-        return int(ROW_INTS + (2 + others + memory * (MEMORY_INTS + others) if memory else 0))
+        return int(self.dims[10])
 
     @property
     def floats(self) -> int:
         """Width of the float part of a row."""
-        windows, label_windows, fields, memory, _, _ = self.dims
-        return int(RING * (windows * (1 + 4 * fields) + label_windows * 2) + memory * MEMORY_FLOATS)
+        return int(self.dims[11])
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -91,7 +92,6 @@ class Catalogue:
     schema: TransactionSchema
     features: tuple[Feature, ...]
     layouts: tuple[Layout, ...]
-    ratio_column: int
 
     @property
     def names(self) -> list[str]:
@@ -159,11 +159,9 @@ def _layout(columns: _Columns, schema: TransactionSchema, entity: Entity) -> Lay
         ],
         np.int64,
     ).reshape(len(others), 2)  # fmt: skip
-    longest_ms = max((*windows, *label_windows), default=86_400_000)
     return Layout(
         entity=entity,
-        dims=np.array([len(windows), len(label_windows), len(fields), schema.memory if key else 0, len(others),
-                       2 * longest_ms], np.int64),
+        dims=_dims(schema, entity),
         hops_ms=np.array([-(-w // TILES) for w in windows], np.int64),
         label_hops_ms=np.array([-(-w // TILES) for w in label_windows], np.int64),
         count_columns=count_columns,
@@ -171,7 +169,21 @@ def _layout(columns: _Columns, schema: TransactionSchema, entity: Entity) -> Lay
         label_columns=label_columns,
         time_columns=time_columns,
         memory_columns=memory_columns,
-    )  # fmt: skip
+    )
+
+
+def _dims(schema: TransactionSchema, entity: Entity) -> NDArray[np.int64]:
+    windows, label_windows = len(entity.windows_ms), len(entity.label_windows_ms)
+    squares, largest = {"std", "zscore"} & set(entity.aggregates), "max" in entity.aggregates
+    kept = len(schema.numeric) if set(STATISTICS) & set(entity.aggregates) else 0
+    cells = 2 + bool(squares) + largest
+    memory, others = (schema.memory, len(schema.entities) - 1) if entity is schema.key else (0, 0)
+    longest_ms = max((*entity.windows_ms, *entity.label_windows_ms), default=86_400_000)
+    labels_at = RING * windows * (1 + kept * cells)
+    ints = ROW_INTS + windows + label_windows + (2 + others + memory * (MEMORY_INTS + others) if memory else 0)
+    floats = labels_at + RING * label_windows * 2 + memory * MEMORY_FLOATS
+    return np.array([windows, label_windows, kept, memory, others, 2 * longest_ms, cells, 2 if squares else -1,
+                     cells - 1 if largest else -1, labels_at, ints, floats, len(schema.numeric)], np.int64)  # fmt: skip
 
 
 def build_catalogue(schema: TransactionSchema) -> Catalogue:
@@ -179,8 +191,4 @@ def build_catalogue(schema: TransactionSchema) -> Catalogue:
     columns = _Columns()
     _event_columns(columns, schema)
     layouts = tuple(_layout(columns, schema, entity) for entity in schema.entities)
-    key_ratio = [
-        i for i, f in enumerate(columns.features) if f.entity == schema.key.name and f.aggregate == "ratio"
-    ]  # the longest window of the first numeric field stands last among those of that field
-    ratio = [i for i in key_ratio if columns.features[i].field == schema.numeric[0].name] if key_ratio else []
-    return Catalogue(schema, tuple(columns.features), layouts, ratio[-1] if ratio else -1)
+    return Catalogue(schema, tuple(columns.features), layouts)

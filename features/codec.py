@@ -2,18 +2,23 @@
 
 In: state rows (see :mod:`features.kernel`) and their layout. Out: one compact byte string per row. Pure.
 
-Version 1, after the version byte; *varint* is LEB128, *signed* is its zigzag form, *number* is a varint ``2m + 1`` for
-a float that is exactly ``m / 100`` with ``0 <= m < 2**52``, else a zero byte and 8 bytes little-endian::
+Version 2, after the version byte, in the words of :mod:`features.varint`. Numbers of values are in 1/100, sums of
+squares in 1/10000, scores and anomalies in 1/1000000. Times are differences, in ms or, with flag 8, in s::
 
-    presence          1 byte: 1 has events, 2 has labels, 4 has a memory
-    events            signed newest time, varint newest - first time;
-                      per window: varint of a 16-bit map of tiles that are not empty (bit j: j tiles before the newest),
-                      per such tile: varint count; per field: varint n, then if n > 0 number sum, and if n > 1
-                      number sum of squares, number max
-    labels            signed newest label time; per window: the map, per tile: signed labels, signed frauds
-    memory            varint size, then oldest to newest: 8 bytes event hash, signed time against the previous,
-                      byte (label + 1) * 4 + action + 1, if label >= 0 signed label time - time, 8 bytes for each other
-                      entity, 4 bytes ratio (float32), number score, number anomaly
+    flags       1 byte: 1 has events, 2 has labels, 4 has a memory, 8 all its times are whole seconds, 16 in every tile
+                each field has as many values as there are transactions
+    events      signed newest time, varint newest - first time; per window: a varint of 16 bits that says which tiles
+                hold something (bit j: j tiles before the newest), or 0 for a window that, as the one before it, holds
+                the newest tile only, and the same in it; a varint of 16 bits that says in which of them there is more
+                than one transaction; per tile from the oldest to the newest: if more than one, varint count; per field:
+                without flag 16 varint n; if n > 0 number sum; if n > 1 and kept number sum of squares, number max
+    labels      signed newest label time - newest time (without events: - 0); per window: the tiles; a varint of those
+                that hold anything but one good verdict; per such tile: signed labels, signed frauds
+    memory      varint size; from the oldest to the newest: raw event hash, signed time - that of the one before (of
+                the first: - newest time), a byte: (label + 1) * 4 + action + 1, + 16 if score and anomaly are 0, + 32
+                if the label came as long after its event as the last label before; if there is a label and no 32,
+                signed label time - time; for each other entity how many events before the same one was met last,
+                or 0 and the raw hash; without 16 number score, number anomaly
 
 A row decoded from its bytes is equal to the row encoded, bit for bit, in all that any later event can read.
 """
@@ -26,287 +31,272 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from features.catalogue import MEMORY_INTS, NEVER, RING, ROW_INTS, Layout
+from features.bits import float_bits, lowest_bit, prefetch
+from features.catalogue import MEMORY_FLOATS, MEMORY_INTS, NEVER, RING, ROW_INTS, Layout
+from features.codec_v1 import decode_v1
+from features.codec_v2 import (
+    COMPLETE,
+    EVENTS,
+    LABELS,
+    MEMORY,
+    NOTHING,
+    SAME_DELAY,
+    SCORES,
+    SECONDS,
+    SQUARES,
+    VALUES,
+    decode_v2,
+)
 from features.errors import StateMismatch
-from features.kernel import Floats, Ints
+from features.kernel import LINE, Floats, Ints
+from features.varint import U8, get_raw, put_number, put_raw, put_signed, put_varint
 
-CODEC_VERSION = 1
-_U8 = NDArray[np.uint8]
-_CENTS_MAX = float(1 << 52)
-
-
-@njit(cache=True, nogil=True)
-def _put_varint(out: _U8, at: int, value: int) -> int:
-    while value >= 128:
-        out[at] = (value & 127) | 128
-        value >>= 7
-        at += 1
-    out[at] = value
-    return at + 1
+CODEC_VERSION = 2
+_NEWEST = RING - 1
+_BITS = (1 << RING) - 1
+_ROW_BYTES_LIKELY = 512
 
 
-@njit(cache=True, nogil=True)
-def _put_signed(out: _U8, at: int, value: int) -> int:
-    return _put_varint(out, at, (value << 1) if value >= 0 else ((-value) << 1) - 1)
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def _units(time: int, seconds: bool) -> int:
+    return int(time // 1000) if seconds else time
 
 
-@njit(cache=True, nogil=True)
-def _put_raw(out: _U8, at: int, values: _U8) -> int:
-    for j in range(len(values)):
-        out[at + j] = values[j]
-    return at + len(values)
+@njit(cache=True, nogil=True, error_model="numpy")
+def _whole_seconds(ints: Ints, i: int, dims: Ints, size: int) -> bool:
+    for k in range(ROW_INTS):
+        if ints[i + k] != NEVER and ints[i + k] % 1000 != 0:
+            return False
+    memory = dims[3]
+    times = i + ROW_INTS + dims[0] + dims[1] + 2 + dims[4] + memory
+    odd = 0
+    for k in range(size):
+        odd |= ints[times + k] % 1000 | (ints[times + 2 * memory + k] % 1000 if ints[times + memory + k] >= 0 else 0)
+    return odd == 0
 
 
-@njit(cache=True, nogil=True)
-def _put_number(out: _U8, at: int, cell: Floats) -> int:
-    """``cell`` is one float as a view of length 1, so that its bytes can be taken without a copy."""
-    value = cell[0]
-    cents = np.rint(value * 100.0)
-    if 0.0 <= cents < _CENTS_MAX and cents / 100.0 == value and not (value == 0.0 and np.signbit(value)):
-        return _put_varint(out, at, 2 * int(cents) + 1)
-    out[at] = 0
-    return _put_raw(out, at + 1, cell.view(np.uint8))
-
-
-@njit(cache=True, nogil=True)
-def _put_events(out: _U8, at: int, ints: Ints, floats: Floats, dims: Ints, hops: Ints) -> int:
-    at = _put_signed(out, at, ints[0])
-    at = _put_varint(out, at, ints[0] - ints[1])
-    stride = 1 + 4 * dims[2]
+@njit(cache=True, nogil=True, error_model="numpy")
+def _complete(ints: Ints, floats: Floats, i: int, f: int, dims: Ints) -> bool:
+    """Whether each field of each tile that holds something has as many values as the tile has transactions."""
+    stride = 1 + dims[2] * dims[6]
     for w in range(dims[0]):
-        newest = ints[0] // hops[w]
-        tiles = 0
-        for j in range(RING):
-            if floats[(w * RING + (newest - j) % RING) * stride] > 0.0:
-                tiles |= 1 << j
-        at = _put_varint(out, at, tiles)
-        for j in range(RING):
-            if tiles >> j & 1:
-                p = (w * RING + (newest - j) % RING) * stride
-                at = _put_varint(out, at, int(floats[p]))
-                for f in range(dims[2]):
-                    q = p + 1 + 4 * f
-                    at = _put_varint(out, at, int(floats[q]))
-                    if floats[q] > 0.0:
-                        at = _put_number(out, at, floats[q + 1 : q + 2])
-                    if floats[q] > 1.0:
-                        at = _put_number(out, at, floats[q + 2 : q + 3])
-                        at = _put_number(out, at, floats[q + 3 : q + 4])
+        bits = ints[i + ROW_INTS + w] & _BITS
+        first = (ints[i + ROW_INTS + w] >> RING) - _NEWEST
+        while bits != 0:
+            p = f + (w * RING + ((first + lowest_bit(bits)) & _NEWEST)) * stride
+            bits &= bits - 1
+            for k in range(dims[2]):
+                if floats[p + 1 + k * dims[6]] != floats[p]:
+                    return False
+    return True
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _same_tile(floats: Floats, p: int, q: int, width: int) -> bool:
+    odd = 0
+    for k in range(width):
+        odd |= float_bits(floats[p + k]) ^ float_bits(floats[q + k])
+    return odd == 0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _put_events(out: U8, at: int, ints: Ints, floats: Floats, i: int, f: int, dims: Ints, seconds: bool,
+                complete: bool) -> int:  # fmt: skip
+    at = put_signed(out, at, _units(ints[i], seconds))
+    at = put_varint(out, at, _units(ints[i] - ints[i + 1], seconds))
+    cell, squares_at, largest_at = dims[6], dims[7], dims[8]
+    stride = 1 + dims[2] * cell
+    alone_at = -1  # where the newest tile of the window before lies, if it is the only one
+    for w in range(dims[0]):
+        tile_map, base = ints[i + ROW_INTS + w], f + w * RING * stride
+        bits, first = tile_map & _BITS, (tile_map >> RING) - _NEWEST
+        newest_at = base + ((tile_map >> RING) & _NEWEST) * stride
+        alone = bits == 1 << _NEWEST
+        if alone and alone_at >= 0 and _same_tile(floats, newest_at, alone_at, stride):
+            at = put_varint(out, at, 0)
+            alone_at = newest_at
+            continue
+        alone_at = newest_at if alone else -1
+        tiles, several, rest = 0, 0, bits
+        while rest != 0:
+            b = lowest_bit(rest)
+            rest &= rest - 1
+            tiles |= 1 << (_NEWEST - b)
+            if floats[base + ((first + b) & _NEWEST) * stride] != 1.0:
+                several |= 1 << (_NEWEST - b)
+        at = put_varint(out, at, tiles)
+        at = put_varint(out, at, several)
+        while bits != 0:
+            b = lowest_bit(bits)
+            bits &= bits - 1
+            p = base + ((first + b) & _NEWEST) * stride
+            if several >> (_NEWEST - b) & 1:
+                at = put_varint(out, at, int(floats[p]))
+            for q in range(p + 1, p + stride, cell):
+                if not complete:
+                    at = put_varint(out, at, int(floats[q]))
+                if floats[q] > 0.0:
+                    at = put_number(out, at, floats[q + 1], VALUES)
+                if floats[q] > 1.0 and squares_at > 0:
+                    at = put_number(out, at, floats[q + squares_at], SQUARES)
+                if floats[q] > 1.0 and largest_at > 0:
+                    at = put_number(out, at, floats[q + largest_at], VALUES)
     return at
 
 
-@njit(cache=True, nogil=True)
-def _put_labels(out: _U8, at: int, ints: Ints, floats: Floats, dims: Ints, label_hops: Ints) -> int:
-    at = _put_signed(out, at, ints[2])
-    start = dims[0] * RING * (1 + 4 * dims[2])
+@njit(cache=True, nogil=True, error_model="numpy")
+def _put_labels(out: U8, at: int, ints: Ints, floats: Floats, i: int, f: int, dims: Ints, seconds: bool) -> int:
+    newest = ints[i] if ints[i] != NEVER else 0
+    at = put_signed(out, at, _units(ints[i + 2] - newest, seconds))
     for w in range(dims[1]):
-        newest = ints[2] // label_hops[w]
-        tiles = 0
-        for j in range(RING):
-            p = start + (w * RING + (newest - j) % RING) * 2
-            if floats[p] != 0.0 or floats[p + 1] != 0.0:
-                tiles |= 1 << j
-        at = _put_varint(out, at, tiles)
-        for j in range(RING):
-            if tiles >> j & 1:
-                p = start + (w * RING + (newest - j) % RING) * 2
-                at = _put_signed(out, at, int(floats[p]))
-                at = _put_signed(out, at, int(floats[p + 1]))
+        tile_map, base = ints[i + ROW_INTS + dims[0] + w], f + dims[9] + w * RING * 2
+        bits, first = tile_map & _BITS, (tile_map >> RING) - _NEWEST
+        tiles, told, rest = 0, 0, bits
+        while rest != 0:
+            b = lowest_bit(rest)
+            rest &= rest - 1
+            p = base + ((first + b) & _NEWEST) * 2
+            if floats[p] == 0.0 and floats[p + 1] == 0.0:
+                continue  # what was added has been taken back
+            tiles |= 1 << (_NEWEST - b)
+            if floats[p] != 1.0 or floats[p + 1] != 0.0:
+                told |= 1 << (_NEWEST - b)
+        at = put_varint(out, at, tiles)
+        at = put_varint(out, at, told)
+        while bits != 0:
+            b = lowest_bit(bits)
+            bits &= bits - 1
+            if told >> (_NEWEST - b) & 1:
+                p = base + ((first + b) & _NEWEST) * 2
+                at = put_signed(out, at, int(floats[p]))
+                at = put_signed(out, at, int(floats[p + 1]))
     return at
 
 
-@njit(cache=True, nogil=True)
-def _put_memory(out: _U8, at: int, ints: Ints, floats: Floats, dims: Ints) -> int:
+@njit(cache=True, nogil=True, error_model="numpy")
+def _put_memory(out: U8, at: int, ints: Ints, floats: Floats, i: int, f: int, dims: Ints, seconds: bool) -> int:
     memory, others = dims[3], dims[4]
-    head, size = ints[ROW_INTS], ints[ROW_INTS + 1]
-    start = ROW_INTS + 2 + others
-    values = len(floats) - 3 * memory
-    previous = 0
-    ratio = np.empty(1, np.float32)
-    at = _put_varint(out, at, size)
+    start = i + ROW_INTS + dims[0] + dims[1] + 2 + others
+    head, size = ints[start - 2 - others], ints[start - 1 - others]
+    values = f + dims[11] - MEMORY_FLOATS * memory
+    previous, delay = ints[i] if ints[i] != NEVER else 0, 0
+    at = put_varint(out, at, size)
     for n in range(size):
         k = (head - size + n) % memory
-        at = _put_raw(out, at, ints[start + k : start + k + 1].view(np.uint8))
+        at = put_raw(out, at, ints[start + k])
         time, label = ints[start + memory + k], ints[start + 2 * memory + k]
-        at = _put_signed(out, at, time - previous)
+        at = put_signed(out, at, _units(time - previous, seconds))
         previous = time
-        out[at] = (label + 1) * 4 + ints[start + 4 * memory + k] + 1
+        nothing = float_bits(floats[values + k]) == 0 and float_bits(floats[values + memory + k]) == 0
+        since = ints[start + 3 * memory + k] - time
+        same_delay = label >= 0 and since == delay
+        out[at] = ((label + 1) * 4 + ints[start + 4 * memory + k] + 1 + (NOTHING if nothing else 0)
+                   + (SAME_DELAY if same_delay else 0))  # fmt: skip
         at += 1
-        if label >= 0:
-            at = _put_signed(out, at, ints[start + 3 * memory + k] - time)
+        if label >= 0 and not same_delay:
+            at = put_signed(out, at, _units(since, seconds))
+            delay = since
         for o in range(others):
-            p = start + MEMORY_INTS * memory + o * memory + k
-            at = _put_raw(out, at, ints[p : p + 1].view(np.uint8))
-        ratio[0] = floats[values + k]
-        at = _put_raw(out, at, ratio.view(np.uint8))
-        at = _put_number(out, at, floats[values + memory + k : values + memory + k + 1])
-        at = _put_number(out, at, floats[values + 2 * memory + k : values + 2 * memory + k + 1])
+            column, back = start + (MEMORY_INTS + o) * memory, 1
+            other, p = ints[column + k], k
+            while back <= n:
+                p = p - 1 if p > 0 else memory - 1
+                if ints[column + p] == other:
+                    break
+                back += 1
+            at = put_varint(out, at, back if back <= n else 0)
+            if back > n:
+                at = put_raw(out, at, other)
+        if not nothing:
+            at = put_number(out, at, floats[values + k], SCORES)
+            at = put_number(out, at, floats[values + memory + k], SCORES)
     return at
 
 
-@njit(cache=True, nogil=True)
-def _encode(rows: Ints, ints: Ints, floats: Floats, dims: Ints, hops: Ints, label_hops: Ints, out: _U8,
-            ends: Ints) -> None:  # fmt: skip
-    at = 0
-    for i in range(len(rows)):
-        row, values = ints[rows[i]], floats[rows[i]]
-        remembers = dims[3] > 0 and row[ROW_INTS + 1] > 0
+@njit(cache=True, nogil=True, error_model="numpy")
+def _encode(rows: Ints, done: int, ints: Ints, floats: Floats, dims: Ints, out: U8, ends: Ints, room: int) -> int:
+    """Encode rows from number ``done`` on while there is ``room`` for a row; returns how many are encoded."""
+    at = 0 if done == 0 else ends[done - 1]
+    for n in range(done, len(rows)):
+        if len(out) - at < room:
+            return n
+        if n + 1 < len(rows):
+            for k in range(rows[n + 1] * dims[10], (rows[n + 1] + 1) * dims[10], LINE):
+                prefetch(ints, k)
+            for k in range(rows[n + 1] * dims[11], (rows[n + 1] + 1) * dims[11], LINE):
+                prefetch(floats, k)
+        i, f = rows[n] * dims[10], rows[n] * dims[11]
+        size = ints[i + ROW_INTS + dims[0] + dims[1] + 1] if dims[3] > 0 else 0
+        seconds, complete = _whole_seconds(ints, i, dims, size), False
+        events, labels = ints[i] != NEVER, ints[i + 2] != NEVER
+        if events:
+            complete = _complete(ints, floats, i, f, dims)
         out[at] = CODEC_VERSION
-        out[at + 1] = (1 if row[0] != NEVER else 0) | (2 if row[2] != NEVER else 0) | (4 if remembers else 0)
+        out[at + 1] = ((EVENTS if events else 0) | (LABELS if labels else 0) | (MEMORY if size > 0 else 0)
+                       | (SECONDS if seconds else 0) | (COMPLETE if complete else 0))  # fmt: skip
         at += 2
-        if row[0] != NEVER:
-            at = _put_events(out, at, row, values, dims, hops)
-        if row[2] != NEVER:
-            at = _put_labels(out, at, row, values, dims, label_hops)
-        if remembers:
-            at = _put_memory(out, at, row, values, dims)
-        ends[i] = at
+        if events:
+            at = _put_events(out, at, ints, floats, i, f, dims, seconds, complete)
+        if labels:
+            at = _put_labels(out, at, ints, floats, i, f, dims, seconds)
+        if size > 0:
+            at = _put_memory(out, at, ints, floats, i, f, dims, seconds)
+        ends[n] = at
+    return len(rows)
 
 
-@njit(cache=True, nogil=True)
-def _get_varint(data: _U8, cursor: Ints) -> int:
-    value, shift = 0, 0
-    while cursor[0] < len(data):
-        byte = int(data[cursor[0]])
-        cursor[0] += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            break
-        shift += 7
-    return value
-
-
-@njit(cache=True, nogil=True)
-def _get_signed(data: _U8, cursor: Ints) -> int:
-    value = _get_varint(data, cursor)
-    return -((value + 1) >> 1) if value & 1 else value >> 1
-
-
-@njit(cache=True, nogil=True)
-def _get_raw(data: _U8, cursor: Ints, target: _U8) -> None:
-    for j in range(min(len(target), len(data) - cursor[0])):
-        target[j] = data[cursor[0] + j]
-    cursor[0] += len(target)
-
-
-@njit(cache=True, nogil=True)
-def _get_number(data: _U8, cursor: Ints, cell: Floats) -> None:
-    head = _get_varint(data, cursor)
-    if head & 1:
-        cell[0] = (head >> 1) / 100.0
-    else:
-        _get_raw(data, cursor, cell.view(np.uint8))
-
-
-@njit(cache=True, nogil=True)
-def _get_events(data: _U8, cursor: Ints, ints: Ints, floats: Floats, dims: Ints, hops: Ints) -> None:
-    ints[0] = _get_signed(data, cursor)
-    ints[1] = ints[0] - _get_varint(data, cursor)
-    stride = 1 + 4 * dims[2]
-    for w in range(dims[0]):
-        newest = ints[0] // hops[w]
-        tiles = _get_varint(data, cursor)
-        for j in range(RING):
-            if tiles >> j & 1:
-                p = (w * RING + (newest - j) % RING) * stride
-                floats[p] = _get_varint(data, cursor)
-                for f in range(dims[2]):
-                    q = p + 1 + 4 * f
-                    floats[q] = _get_varint(data, cursor)
-                    if floats[q] > 0.0:
-                        _get_number(data, cursor, floats[q + 1 : q + 2])
-                        floats[q + 2] = floats[q + 1] * floats[q + 1]
-                        floats[q + 3] = floats[q + 1]
-                    if floats[q] > 1.0:
-                        _get_number(data, cursor, floats[q + 2 : q + 3])
-                        _get_number(data, cursor, floats[q + 3 : q + 4])
-
-
-@njit(cache=True, nogil=True)
-def _get_labels(data: _U8, cursor: Ints, ints: Ints, floats: Floats, dims: Ints, label_hops: Ints) -> None:
-    ints[2] = _get_signed(data, cursor)
-    start = dims[0] * RING * (1 + 4 * dims[2])
-    for w in range(dims[1]):
-        newest = ints[2] // label_hops[w]
-        tiles = _get_varint(data, cursor)
-        for j in range(RING):
-            if tiles >> j & 1:
-                p = start + (w * RING + (newest - j) % RING) * 2
-                floats[p] = _get_signed(data, cursor)
-                floats[p + 1] = _get_signed(data, cursor)
-
-
-@njit(cache=True, nogil=True)
-def _get_memory(data: _U8, cursor: Ints, ints: Ints, floats: Floats, dims: Ints) -> None:
-    memory, others = dims[3], dims[4]
-    size = max(min(_get_varint(data, cursor), memory), 0)
-    ints[ROW_INTS], ints[ROW_INTS + 1] = size % memory, size
-    start = ROW_INTS + 2 + others
-    values = len(floats) - 3 * memory
-    time = 0
-    ratio = np.empty(1, np.float32)
-    for k in range(size):
-        _get_raw(data, cursor, ints[start + k : start + k + 1].view(np.uint8))
-        time += _get_signed(data, cursor)
-        ints[start + memory + k] = time
-        state = _get_varint(data, cursor)
-        ints[start + 2 * memory + k] = state // 4 - 1
-        ints[start + 4 * memory + k] = state % 4 - 1
-        if state >= 4:
-            ints[start + 3 * memory + k] = time + _get_signed(data, cursor)
-        for o in range(others):
-            column = start + MEMORY_INTS * memory + o * memory
-            _get_raw(data, cursor, ints[column + k : column + k + 1].view(np.uint8))
-            seen = False
-            for other in range(k):
-                seen = seen or ints[column + other] == ints[column + k]
-            ints[ROW_INTS + 2 + o] += 0 if seen else 1
-        _get_raw(data, cursor, ratio.view(np.uint8))
-        floats[values + k] = ratio[0]
-        _get_number(data, cursor, floats[values + memory + k : values + memory + k + 1])
-        _get_number(data, cursor, floats[values + 2 * memory + k : values + 2 * memory + k + 1])
-
-
-@njit(cache=True, nogil=True)
-def _decode(data: _U8, offsets: Ints, rows: Ints, ints: Ints, floats: Floats, dims: Ints, hops: Ints,
+@njit(cache=True, nogil=True, error_model="numpy")
+def _decode(data: U8, offsets: Ints, rows: Ints, ints: Ints, floats: Floats, dims: Ints, hops: Ints,
             label_hops: Ints) -> int:  # fmt: skip
-    cursor = np.zeros(1, np.int64)
-    for i in range(len(rows)):
-        cursor[0] = offsets[i]
-        if cursor[0] == offsets[i + 1]:
+    """Decode all rows; returns the number of the first that no encoder has written, or -1."""
+    cursor = np.zeros(2, np.int64)
+    for n in range(len(rows)):
+        if offsets[n] == offsets[n + 1]:
             continue
-        if data[cursor[0]] != CODEC_VERSION or offsets[i + 1] - offsets[i] < 2:
-            return i
-        presence = data[cursor[0] + 1]
-        if presence > 7 or (presence & 4 and dims[3] == 0):
-            return i
-        cursor[0] += 2
-        if presence & 1:
-            _get_events(data, cursor, ints[rows[i]], floats[rows[i]], dims, hops)
-        if presence & 2:
-            _get_labels(data, cursor, ints[rows[i]], floats[rows[i]], dims, label_hops)
-        if presence & 4:
-            _get_memory(data, cursor, ints[rows[i]], floats[rows[i]], dims)
-        if cursor[0] != offsets[i + 1]:
-            return i
+        i, f = rows[n] * dims[10], rows[n] * dims[11]
+        cursor[0], cursor[1] = offsets[n], offsets[n + 1]
+        version = get_raw(data, cursor, 1)
+        if version == 1:
+            decode_v1(data, cursor, ints, floats, i, f, dims, hops, label_hops)
+        elif version == CODEC_VERSION:
+            decode_v2(data, cursor, ints, floats, i, f, dims, hops, label_hops)
+        else:
+            return n
+        if cursor[0] != offsets[n + 1]:
+            return n
     return -1
 
 
 def row_bytes_max(layout: Layout) -> int:
     """An upper bound of the bytes of one encoded row."""
-    windows, label_windows, fields, memory, others, _ = (int(d) for d in layout.dims)
-    events = 20 + windows * (3 + RING * (10 + fields * 37))
-    return 2 + events + 10 + label_windows * (3 + RING * 20) + 5 + memory * (8 + 10 + 1 + 10 + 8 * others + 4 + 18)
+    windows, label_windows, fields, memory, others = (int(d) for d in layout.dims[:5])
+    events = 20 + windows * (6 + RING * (10 + fields * 40))
+    return 2 + events + 10 + label_windows * (6 + RING * 20) + 10 + memory * (8 + 10 + 1 + 10 + 10 * others + 20)
+
+
+def encode_packed(layout: Layout, rows: Ints, ints: Ints, floats: Floats) -> tuple[NDArray[np.uint8], Ints]:
+    """The bytes of each of ``rows`` (int64[n]) of a table, one after the other.
+
+    Returns
+    -------
+    data : uint8[b]
+    ends : int64[n]
+        Where in ``data`` the bytes of each row end; they begin where those of the row before end.
+    """
+    room = row_bytes_max(layout)
+    out = np.empty(room + _ROW_BYTES_LIKELY * len(rows), np.uint8)
+    ends = np.zeros(len(rows), np.int64)
+    ints, floats = ints.reshape(-1, copy=False), floats.reshape(-1, copy=False)
+    done = 0
+    while (done := _encode(rows, done, ints, floats, layout.dims, out, ends, room)) < len(rows):
+        out = np.concatenate([out, np.empty(len(out) + room, np.uint8)])
+    return out[: ends[-1] if len(rows) else 0], ends
 
 
 def encode_rows(layout: Layout, rows: Ints, ints: Ints, floats: Floats) -> list[bytes]:
     """The bytes of each of ``rows`` (int64[n]) of a table."""
-    out = np.empty(max(len(rows), 1) * row_bytes_max(layout), np.uint8)
-    ends = np.zeros(len(rows), np.int64)
-    _encode(rows, ints, floats, layout.dims, layout.hops_ms, layout.label_hops_ms, out, ends)
-    if not len(rows):
-        return []
-    data = out[: ends[-1]].tobytes()
+    packed, ends = encode_packed(layout, rows, ints, floats)
+    data = packed.tobytes()
     return [data[a:b] for a, b in itertools.pairwise([0, *ends.tolist()])]
 
 
@@ -316,12 +306,13 @@ def decode_rows(layout: Layout, values: list[bytes], rows: Ints, ints: Ints, flo
     Raises
     ------
     StateMismatch
-        If a value is of another codec version or does not fit the layout.
+        If a value is of an unknown codec version or does not fit the layout.
     """
     offsets = np.zeros(len(values) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, values), np.int64, len(values)), out=offsets[1:])
     data = np.frombuffer(b"".join(values), np.uint8)
-    bad = _decode(data, offsets, rows, ints, floats, layout.dims, layout.hops_ms, layout.label_hops_ms)
+    bad = _decode(data, offsets, rows, ints.reshape(-1, copy=False), floats.reshape(-1, copy=False), layout.dims,
+                  layout.hops_ms, layout.label_hops_ms)  # fmt: skip
     if bad >= 0:
         raise StateMismatch(
             f"state of a {layout.entity.name} ({len(values[bad])} bytes, version {values[bad][0]}) does not fit codec "

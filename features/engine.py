@@ -36,6 +36,11 @@ class Rows:
         """Memory of all rows, used or free."""
         return self.ints.nbytes + self.floats.nbytes
 
+    @property
+    def flat(self) -> tuple[Ints, Floats]:
+        """Views of all rows, end to end."""
+        return self.ints.reshape(-1), self.floats.reshape(-1)
+
     def grow(self, rows: int) -> None:
         """Add ``rows`` cleared rows."""
         first = len(self.ints)
@@ -63,16 +68,14 @@ class Rows:
         del self.free[len(self.free) - count :]
 
     def give_back(self, rows: Ints) -> None:
-        """Clear rows and make them free."""
+        """Clear rows and make them free. Tiles that no map names need no clearing."""
         self.ints[rows] = 0
         self.ints[rows, :3] = NEVER
-        self.floats[rows] = 0.0
         self.free.extend(rows.tolist())
 
     def merge(self, rows: Ints, view: int) -> None:
         """Make row ``view`` the sum of ``rows``, see :func:`features.kernel.merge`."""
-        layout = self.layout
-        kernel.merge(self.ints, self.floats, rows, view, layout.dims, layout.hops_ms, layout.label_hops_ms)
+        kernel.merge(*self.flat, rows, view, self.layout.dims)
 
 
 @dataclass(slots=True)
@@ -100,12 +103,15 @@ class Operations:
 
 @dataclass(slots=True)
 class Folded:
-    """``x`` float64[n, features] (rows of labels mean nothing), and what :func:`features.memory.recall` found.
+    """The vectors, and what :func:`features.memory.recall` found.
 
-    ``repeat`` and ``missed`` int8[n], ``position`` int64[n], ``decided`` float64[n, 3].
+    ``x`` float64[:, features], row-major; that of operation i begins at ``x.flat[places[i]]``, int64[n]. Unless
+    :func:`fold` was told otherwise that is row i, and rows of labels are NaN. ``repeat`` and ``missed`` int8[n],
+    ``position`` int64[n], ``decided`` float64[n, 3].
     """
 
     x: Floats
+    places: Ints
     repeat: Bytes
     missed: Bytes
     position: Ints
@@ -117,39 +123,42 @@ def _dense(array: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(array)
 
 
-def fold(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations, marks: Ints | None = None) -> Folded:
+def fold(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations, marks: Ints | None = None,
+         x: Floats | None = None, places: Ints | None = None) -> Folded:  # fmt: skip
     """Emit the vector of each transaction as of just before it, and fold every operation, in order.
 
     ``marks`` (int64[n]) are watermarks, see :mod:`features.watermark`. Operations in the order of their times, as a
     history's are, need none: they would change nothing.
+
+    ``x`` (float64[:, features], row-major) and ``places`` (int64[n]: where in it, counted in numbers, the vector of
+    each transaction begins) are given by a caller that has a place for the vectors already.
     """
-    n, key = len(operations), tables[0]
-    x = np.full((n, len(catalogue.features)), np.nan)
+    n, key, width = len(operations), tables[0], len(catalogue.features)
+    if x is None or places is None:
+        x = np.full((n, width), np.nan)
+        places = np.arange(0, n * width, width)
     repeat, missed = np.zeros(n, np.int8), np.zeros(n, np.int8)
     position, moves = np.zeros(n, np.int64), np.zeros((n, 4), np.int64)
     decided = np.full((n, 3), np.nan)
-    o = operations
     marks = np.zeros(n, np.int64) if marks is None else marks
-    values, categories, others, slots, views = map(
-        _dense, (o.values, o.categories, o.entity_hash[:, 1:], o.slots.T, o.views.T)
-    )
-    kernel.event_features(o.time, values, categories, x)
-    memory.recall(o.kind, o.time, marks, o.event_hash, o.fraud, slots[0], others, key.ints, key.floats,
-                  key.layout.dims, key.layout.memory_columns, repeat, position, moves, missed, decided,
-                  x)  # fmt: skip
+    o, flat = operations, x.reshape(-1, copy=False)
+    values, categories, others, slots = map(_dense, (o.values, o.categories, o.entity_hash[:, 1:], o.slots.T))
+    views = slots if o.views is o.slots else _dense(o.views.T)
+    kernel.event_features(o.kind, o.time, values, categories, places, flat)
+    memory.recall(o.kind, o.time, marks, o.event_hash, o.fraud, slots[0], others, *key.flat, key.layout.dims,
+                  key.layout.memory_columns, repeat, position, moves, missed, decided, places, flat)  # fmt: skip
     for e, table in enumerate(tables):
         layout = table.layout
-        kernel.fold(o.kind, o.time, marks, values, slots[e], views[e], repeat, moves, table.ints, table.floats,
-                    layout.dims, layout.hops_ms, layout.label_hops_ms, layout.count_columns, layout.field_columns,
-                    layout.label_columns, layout.time_columns, x)  # fmt: skip
-    return Folded(x, repeat, missed, position, decided)
+        kernel.fold(o.kind, o.time, marks, values.reshape(-1), slots[e], views[e], repeat, moves, *table.flat,
+                    layout.dims, layout.hops_ms, layout.label_hops_ms, layout.count_columns,
+                    layout.field_columns.reshape(-1), layout.label_columns, layout.time_columns, places,
+                    flat)  # fmt: skip
+    return Folded(x, places, repeat, missed, position, decided)
 
 
 def remember(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations, folded: Folded,
              score: Floats, anomaly: Floats, action: Bytes) -> None:  # fmt: skip
     """Write the decisions of the operations into the memory; repeats get the decision of the first instead."""
-    column = catalogue.ratio_column
-    ratio = _dense(folded.x[:, column]) if column >= 0 else np.full(len(operations), np.nan)
     key, slots = tables[0], _dense(operations.slots[:, 0])
     memory.remember(operations.kind, operations.event_hash, slots, folded.repeat, folded.position, folded.decided,
-                    ratio, key.ints, key.floats, key.layout.dims, score, anomaly, action)  # fmt: skip
+                    *key.flat, key.layout.dims, score, anomaly, action)  # fmt: skip

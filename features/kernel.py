@@ -9,13 +9,19 @@ once for each entity (windows), and after the models ran :func:`features.memory.
 
 A state row has an integer and a float part::
 
-    ints    newest time | first time | newest label time | memory: head, size, distinct[o], hash[k], time[k],
-            label[k] (-1 none), label time[k], action[k] (-1 pending), other hash[o][k]
-    floats  tiles[w][RING](count, per field: n, sum, sum of squares, max) | label tiles[lw][RING](labels, frauds)
-            | memory: ratio[k], score[k], anomaly[k]
+    ints    newest time | first time | newest label time | map[w] | label map[lw] | memory: head, size, distinct[o],
+            hash[k], time[k], label[k] (-1 none), label time[k], action[k] (-1 pending), other hash[o][k]
+    floats  tiles[w][RING](count, per field: n, sum, sum of squares?, max?) | label tiles[lw][RING](labels, frauds)
+            | memory: score[k], anomaly[k]
 
-Tile number ``time // hop`` lies at position ``number % RING``. The tiles that count are the RING newest up to the
-entity's newest time, so a row needs no tile numbers, and what is older reads as empty by construction.
+Sums of squares and maxima are kept only where an aggregate of the entity needs them, and fields only where one is about
+fields. Tile number ``time // hop`` lies at position ``number % RING``. The tiles that count are the RING newest up to
+the entity's newest time. A *map* is ``newest tile number << RING | bits``; bit b says that tile ``newest - (RING - 1) +
+b`` holds something. A tile whose bit is not set may hold anything: what is older reads as empty by construction, and a
+window costs as many reads as it has tiles with something in them. Sums run from the oldest tile to the newest, always.
+
+The compiled functions take the tables flat: a two-dimensional view per operation costs more than the arithmetic. ``i``
+and ``f`` are where a row begins in ``ints`` and ``floats``.
 """
 
 from __future__ import annotations
@@ -24,178 +30,251 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from features.catalogue import NEVER, RING, TILES
+from features.bits import lowest_bit, prefetch
+from features.catalogue import NEVER, RING, ROW_INTS, TILES
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bytes = NDArray[np.int8]
 
 TRANSACTION, LABEL = 0, 1
+LINE = 8  # numbers in a cache line
+AHEAD = 4  # operations between the first touch of a row and its turn: 2, 4 and 8 differ by less than noise
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 _NOISE = 1e-12  # share of the mean square below which a variance is none: 16 digits less those that sums of 10^4 lose
+U = np.uint64  # an index that cannot be negative needs no test whether it counts from the end
+_BITS = (1 << RING) - 1
+_NEWEST = RING - 1  # bit of the newest tile, and what takes a number modulo RING
+_WINDOW = (1 << (TILES + 1)) - 1  # the tiles of a window: TILES hops and the one that holds its end
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def clear(ints: Ints, floats: Floats, dims: Ints) -> None:
+def clear(ints: Ints, i: int, dims: Ints) -> None:
     """Make one row read as an entity without events. Its memory has a life of its own."""
-    ints[0] = NEVER
-    ints[1] = NEVER
-    ints[2] = NEVER
-    floats[: len(floats) - 3 * dims[3]] = 0.0
+    ints[i] = NEVER
+    ints[i + 1] = NEVER
+    ints[i + 2] = NEVER
+    for w in range(dims[0] + dims[1]):
+        ints[i + ROW_INTS + w] = 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _advance(floats: Floats, base: int, stride: int, hop: int, newest: int, time: int) -> None:
-    """Empty the tiles after that of ``newest`` up to that of ``time``."""
-    if newest == NEVER:
-        return
-    old, new = newest // hop, time // hop
-    for number in range(max(old + 1, new - RING + 1), new + 1):
-        at = base + (number % RING) * stride
-        floats[at : at + stride] = 0.0
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def _visible(tile_map: int, tile: int) -> int:
+    """Those bits of a map that a window with its end in ``tile`` reads."""
+    behind = (tile_map >> RING) - tile  # tiles by which the end lies before the newest: 0 unless the event is late
+    bits = tile_map & _BITS
+    if behind >= 0:
+        if behind >= RING:
+            return 0
+        shift = _NEWEST - TILES - behind
+        return int(bits & (_WINDOW << shift if shift >= 0 else _WINDOW >> -shift))
+    shift = _NEWEST - TILES - behind
+    return int(bits >> shift << shift) if shift < RING else 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _expire(ints: Ints, floats: Floats, dims: Ints, time: int) -> None:
-    """Let an entity start anew that had neither event nor label for ``dims[5]`` ms."""
-    newest = max(ints[0], ints[2])
-    if newest != NEVER and time - newest > dims[5]:
-        clear(ints, floats, dims)
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def _moved(tile_map: int, tile: int) -> int:
+    """The map after its newest tile has become at least ``tile``."""
+    ahead = tile - (tile_map >> RING)
+    if ahead <= 0:
+        return tile_map
+    return int(tile << RING | (tile_map & _BITS) >> min(ahead, RING))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def forget(ints: Ints, floats: Floats, dims: Ints, mark: int) -> None:
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def _expired(ints: Ints, i: int, dims: Ints, time: int) -> bool:
+    """Whether an entity had neither event nor label for ``dims[5]`` ms, and so starts anew."""
+    newest = max(ints[i], ints[i + 2])
+    return bool(newest != NEVER and time - newest > dims[5])
+
+
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def forget(ints: Ints, i: int, dims: Ints, mark: int) -> None:
     """Let an entity start anew whose newest event or label lies ``1.5 * dims[5]`` ms before the watermark.
 
-    For an event in time this says nothing new (:func:`_expire` comes first); a late one finds the row as if it had been
+    For an event in time this says nothing new (:func:`_expired` would); a late one finds the row as if it had been
     removed, which :mod:`features.watermark` may have done.
     """
-    newest = max(ints[0], ints[2])
+    newest = max(ints[i], ints[i + 2])
     if newest != NEVER and mark - newest > dims[5] + dims[5] // 2:
-        clear(ints, floats, dims)
+        clear(ints, i, dims)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _fold_transaction(ints: Ints, floats: Floats, dims: Ints, hops: Ints, time: int, values: Floats) -> None:
-    _expire(ints, floats, dims, time)
-    newest = ints[0]
-    stride = 1 + 4 * dims[2]
-    for w in range(dims[0]):
-        base = w * RING * stride
-        hop = hops[w]
-        if newest == NEVER or time > newest:
-            _advance(floats, base, stride, hop, newest, time)
-        elif time // hop <= newest // hop - RING:
-            continue
-        at = base + (time // hop % RING) * stride
-        floats[at] += 1.0
-        for f in range(dims[2]):
-            value = values[f]
-            if value == value:
-                p = at + 1 + 4 * f
-                if floats[p] == 0.0 or value > floats[p + 3]:
-                    floats[p + 3] = value
-                floats[p] += 1.0
-                floats[p + 1] += value
-                floats[p + 2] += value * value
-    if newest == NEVER or time > newest:
-        ints[0] = time
-    if ints[1] == NEVER or time < ints[1]:
-        ints[1] = time
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def _add(floats: Floats, p: int, dims: Ints, fresh: bool, values: Floats, v: int) -> None:
+    """Add a transaction to its tile at ``p``; ``fresh``: the tile holds nothing yet."""
+    cell, squares, largest = dims[6], dims[7], dims[8]
+    floats[p] = 1.0 if fresh else floats[p] + 1.0
+    for f in range(dims[2]):
+        value = values[v + f]
+        q = p + 1 + cell * f
+        if fresh:
+            floats[q] = 0.0
+            floats[q + 1] = 0.0
+            if squares > 0:
+                floats[q + squares] = 0.0
+            if largest > 0:
+                floats[q + largest] = -np.inf
+        if value == value:
+            floats[q] += 1.0
+            floats[q + 1] += value
+            if squares > 0:
+                floats[q + squares] += value * value
+            if largest > 0 and value > floats[q + largest]:
+                floats[q + largest] = value + 0.0  # as the sum of one value: never -0.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _fold_label(ints: Ints, floats: Floats, dims: Ints, hops: Ints, time: int, labels: float, frauds: float) -> None:
-    newest = ints[2]
-    start = dims[0] * RING * (1 + 4 * dims[2])
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def _add_label(floats: Floats, p: int, fresh: bool, labels: float, frauds: float) -> None:
+    floats[p] = labels if fresh else floats[p] + labels
+    floats[p + 1] = frauds if fresh else floats[p + 1] + frauds
+
+
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def _fold_label(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, hops: Ints, time: int, labels: float,
+                frauds: float) -> None:  # fmt: skip
+    start = f + dims[9]
     for w in range(dims[1]):
-        base = start + w * RING * 2
-        hop = hops[w]
-        if newest == NEVER or time > newest:
-            _advance(floats, base, 2, hop, newest, time)
-        elif time // hop <= newest // hop - RING:
-            continue
-        at = base + (time // hop % RING) * 2
-        floats[at] += labels
-        floats[at + 1] += frauds
-    if newest == NEVER or time > newest:
-        ints[2] = time
+        tile = time // hops[w]
+        at = i + ROW_INTS + dims[0] + w
+        found = tile << RING if ints[i + 2] == NEVER else _moved(ints[at], tile)
+        age = (found >> RING) - tile
+        if age < RING:
+            bit = 1 << (_NEWEST - age)
+            _add_label(floats, start + (w * RING + (tile & _NEWEST)) * 2, found & bit == 0, labels, frauds)
+            found |= bit
+        ints[at] = found
+    ints[i + 2] = max(ints[i + 2], time)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _emit_field(floats: Floats, at: int, stride: int, hop: int, first: int, last: int, value: float, columns: Ints,
-                out: Floats) -> None:  # fmt: skip
-    n, total, squares, largest = 0.0, 0.0, 0.0, -np.inf
-    for number in range(first, last + 1):
-        p = at + (number % RING) * stride
-        if floats[p] > 0.0:
-            n += floats[p]
-            total += floats[p + 1]
-            squares += floats[p + 2]
-            largest = max(largest, floats[p + 3])
-    if columns[0] >= 0:
-        out[columns[0]] = total
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def _emit_field(floats: Floats, base: int, stride: int, dims: Ints, k: int, tile_map: int, seen: int, value: float,
+                columns: Ints, c: int, out: Floats, o: int) -> float:  # fmt: skip
+    """The statistics of field k over the tiles ``seen``; ``base`` is the tile at position 0. Returns their count."""
+    cell, squares_at, largest_at, first = 1 + k * dims[6], dims[7], dims[8], (tile_map >> RING) - _NEWEST
+    count, n, total, squares, largest = 0.0, 0.0, 0.0, 0.0, -np.inf
+    while seen != 0:
+        p = base + ((first + lowest_bit(seen)) & _NEWEST) * stride
+        q = p + cell
+        seen &= seen - 1
+        count += floats[U(p)]
+        n += floats[U(q)]
+        total += floats[U(q + 1)]
+        if squares_at > 0:
+            squares += floats[U(q + squares_at)]
+        if largest_at > 0:
+            largest = max(largest, floats[U(q + largest_at)])
+    mean, deviation, ratio, zscore = np.nan, np.nan, np.nan, np.nan
     if n == 0.0:
-        return
-    mean = total / n
-    variance = squares / n - mean * mean
-    # Of equal values this difference is rounding noise, and a zscore would divide by it.
-    deviation = np.sqrt(variance) if variance > _NOISE * squares / n else 0.0
-    if columns[1] >= 0:
-        out[columns[1]] = mean
-    if columns[2] >= 0:
-        out[columns[2]] = largest
-    if columns[3] >= 0:
-        out[columns[3]] = deviation
-    if columns[4] >= 0 and mean != 0.0:
-        out[columns[4]] = value / mean
-    if columns[5] >= 0 and deviation > 0.0:
-        out[columns[5]] = (value - mean) / deviation
+        largest = np.nan
+    else:
+        mean = total / n
+        if mean != 0.0:
+            ratio = value / mean
+        if squares_at > 0:
+            variance = squares / n - mean * mean
+            # Of equal values this difference is rounding noise, and a zscore would divide by it.
+            deviation = np.sqrt(variance) if variance > _NOISE * squares / n else 0.0
+            if deviation > 0.0:
+                zscore = (value - mean) / deviation
+    if columns[c] >= 0:
+        out[o + columns[c]] = total
+    if columns[c + 1] >= 0:
+        out[o + columns[c + 1]] = mean
+    if columns[c + 2] >= 0:
+        out[o + columns[c + 2]] = largest
+    if columns[c + 3] >= 0:
+        out[o + columns[c + 3]] = deviation
+    if columns[c + 4] >= 0:
+        out[o + columns[c + 4]] = ratio
+    if columns[c + 5] >= 0:
+        out[o + columns[c + 5]] = zscore
+    return count
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _emit(ints: Ints, floats: Floats, dims: Ints, hops: Ints, label_hops: Ints, time: int, values: Floats,
-          count_columns: Ints, field_columns: Ints, label_columns: Ints, time_columns: Ints,
-          out: Floats) -> None:  # fmt: skip
-    newest = ints[0]
-    stride = 1 + 4 * dims[2]
-    known = newest != NEVER and time - max(newest, ints[2]) <= dims[5]
-    for w in range(dims[0]):
-        hop = hops[w]
-        first, last = 1, 0
-        if known:
-            newest_tile = newest // hop
-            first, last = max(time // hop - TILES, newest_tile - RING + 1), min(time // hop, newest_tile)
-        base = w * RING * stride
-        if count_columns[w] >= 0:
-            count = 0.0
-            for number in range(first, last + 1):
-                count += floats[base + (number % RING) * stride]
-            out[count_columns[w]] = count
-        for f in range(dims[2]):
-            _emit_field(floats, base + 1 + 4 * f, stride, hop, first, last, values[f], field_columns[w, f], out)
-    if known:
-        out[time_columns[0]] = max(time - newest, 0) / 1000.0
-        out[time_columns[1]] = max(time - ints[1], 0) / 1000.0
-    start = dims[0] * RING * stride
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def _emit_count(floats: Floats, base: int, stride: int, tile_map: int, seen: int) -> float:
+    count, first = 0.0, (tile_map >> RING) - _NEWEST
+    while seen != 0:
+        count += floats[U(base + ((first + lowest_bit(seen)) & _NEWEST) * stride)]
+        seen &= seen - 1
+    return count
+
+
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def _emit_labels(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, hops: Ints, time: int, columns: Ints,
+                 out: Floats, o: int) -> None:  # fmt: skip
     for w in range(dims[1]):
         labels, frauds = 0.0, 0.0
-        if ints[2] != NEVER:
-            hop = label_hops[w]
-            newest_tile = ints[2] // hop
-            for number in range(max(time // hop - TILES, newest_tile - RING + 1), min(time // hop, newest_tile) + 1):
-                p = start + w * RING * 2 + (number % RING) * 2
-                labels += floats[p]
-                frauds += floats[p + 1]
-        out[label_columns[w, 0]] = frauds
-        if labels > 0.0:
-            out[label_columns[w, 1]] = frauds / labels
+        if ints[i + 2] != NEVER:
+            tile_map = ints[i + ROW_INTS + dims[0] + w]
+            seen = _visible(tile_map, time // hops[w])
+            base, first = f + dims[9] + w * RING * 2, (tile_map >> RING) - _NEWEST
+            while seen != 0:
+                p = base + ((first + lowest_bit(seen)) & _NEWEST) * 2
+                seen &= seen - 1
+                labels += floats[U(p)]
+                frauds += floats[U(p + 1)]
+        out[o + columns[w, 0]] = frauds
+        out[o + columns[w, 1]] = frauds / labels if labels > 0.0 else np.nan
+
+
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def _transaction(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, hops: Ints, label_hops: Ints, time: int,
+                 values: Floats, v: int, emits: bool, folds: bool, count_columns: Ints, field_columns: Ints,
+                 label_columns: Ints, time_columns: Ints, out: Floats, o: int) -> None:  # fmt: skip
+    """Emit the features of one row as of just before a transaction, then fold it; one division serves both."""
+    newest = ints[i]
+    stride = 1 + dims[2] * dims[6]
+    expired = _expired(ints, i, dims, time)
+    known = newest != NEVER and not expired
+    if emits:
+        _emit_labels(ints, floats, i, f, dims, label_hops, time, label_columns, out, o)
+        out[o + time_columns[0]] = max(time - newest, 0) / 1000.0 if known else np.nan
+        out[o + time_columns[1]] = max(time - ints[i + 1], 0) / 1000.0 if known else np.nan
+    if folds:
+        if expired:
+            clear(ints, i, dims)
+        ints[i] = max(ints[i], time)
+        ints[i + 1] = min(ints[i + 1], time) if known else time
+    for w in range(dims[0]):
+        tile = time // hops[w]
+        base = f + w * RING * stride
+        tile_map = ints[i + ROW_INTS + w] if known else tile << RING
+        if emits:
+            seen = _visible(tile_map, tile)
+            count = 0.0
+            for k in range(dims[2]):
+                count = _emit_field(floats, base, stride, dims, k, tile_map, seen, values[v + k], field_columns,
+                                    (w * dims[2] + k) * 6, out, o)  # fmt: skip
+            if count_columns[w] >= 0:
+                out[o + count_columns[w]] = count if dims[2] else _emit_count(floats, base, stride, tile_map, seen)
+        if folds:
+            tile_map = _moved(tile_map, tile)
+            age = (tile_map >> RING) - tile
+            if age < RING:
+                bit = 1 << (_NEWEST - age)
+                _add(floats, base + (tile & _NEWEST) * stride, dims, tile_map & bit == 0, values, v)
+                tile_map |= bit
+            ints[i + ROW_INTS + w] = tile_map
+
+
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def _approach(ints: Ints, floats: Floats, row: int, dims: Ints, transaction: bool) -> None:
+    """Begin to load a row that comes up soon: rows lie far apart in memory, and one waits long for each."""
+    for k in range(row * dims[10], row * dims[10] + ROW_INTS + dims[0] + dims[1], LINE):
+        prefetch(ints, k)
+    start = row * dims[11]
+    first = start if transaction else start + dims[9]
+    for k in range(first, start + dims[9] + 2 * RING * dims[1], LINE):
+        prefetch(floats, k)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def fold(kind: Bytes, time: Ints, marks: Ints, values: Floats, slots: Ints, views: Ints, repeat: Bytes,
          label_moves: Ints, ints: Ints, floats: Floats, dims: Ints, hops: Ints, label_hops: Ints, count_columns: Ints,
-         field_columns: Ints, label_columns: Ints, time_columns: Ints, out: Floats) -> None:  # fmt: skip
+         field_columns: Ints, label_columns: Ints, time_columns: Ints, places: Ints, out: Floats
+         ) -> None:  # fmt: skip
     """Fold n operations into the rows of one entity and emit its features for the transactions among them.
 
     Parameters
@@ -206,7 +285,7 @@ def fold(kind: Bytes, time: Ints, marks: Ints, values: Floats, slots: Ints, view
         Event time, for labels their arrival, in epoch ms.
     marks : int64[n]
         Watermark of the partition as of just before each operation, see :mod:`features.watermark`.
-    values : float64[n, fields]
+    values : float64[n * fields]
         Numeric fields; NaN is missing.
     slots, views : int64[n]
         The row to fold into, and the row to read: the same one, or a row that merges all shards of the entity (then
@@ -216,90 +295,102 @@ def fold(kind: Bytes, time: Ints, marks: Ints, values: Floats, slots: Ints, view
     label_moves : int64[n, 4]
         Of a label, see :func:`features.memory.recall`: labels and frauds to add now; whether, and of what time, a fraud
         verdict or a good one is taken back.
-    ints, floats : int64[rows, :], float64[rows, :]
+    ints, floats : int64[rows * :], float64[rows * :]
         State, changed in place.
-    out : float64[n, features]
-        Filled at the columns of this entity; must hold NaN before.
+    places : int64[n]
+        Of a transaction, where in ``out`` its vector begins.
+    out : float64[:]
+        Filled at the columns of this entity.
     """
-    for i in range(len(kind)):
-        s, v = slots[i], views[i]
-        forget(ints[s], floats[s], dims, marks[i])
+    fields = len(values) // max(len(kind), 1)
+    wide_ints, wide_floats = dims[10], dims[11]
+    for n in range(len(kind)):
+        if n + AHEAD < len(kind):
+            _approach(ints, floats, views[n + AHEAD], dims, kind[n + AHEAD] == TRANSACTION)
+        s, v = slots[n], views[n]
+        forget(ints, s * wide_ints, dims, marks[n])
         if v != s:
-            forget(ints[v], floats[v], dims, marks[i])
-        if kind[i] == TRANSACTION:
-            _emit(ints[v], floats[v], dims, hops, label_hops, time[i], values[i], count_columns, field_columns,
-                  label_columns, time_columns, out[i])  # fmt: skip
-            if repeat[i] == 0:
-                _fold_transaction(ints[s], floats[s], dims, hops, time[i], values[i])
-                if v != s:
-                    _fold_transaction(ints[v], floats[v], dims, hops, time[i], values[i])
-        else:
-            added, frauds = label_moves[i, 0], label_moves[i, 1]
-            taken, taken_time = label_moves[i, 2], label_moves[i, 3]
-            for row in range(1 if v == s else 2):
-                r = s if row == 0 else v
-                if added > 0:
-                    _expire(ints[r], floats[r], dims, time[i])
-                if taken > 0:
-                    _fold_label(ints[r], floats[r], dims, label_hops, taken_time, -1.0, -float(taken - 1))
-                if added > 0:
-                    _fold_label(ints[r], floats[r], dims, label_hops, time[i], float(added), float(frauds))
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def event_features(time: Ints, values: Floats, categories: Floats, out: Floats) -> None:
-    """Fill the leading columns: numeric values, hour of day, day of week, categories."""
-    fields = values.shape[1]
-    for i in range(len(time)):
-        out[i, :fields] = values[i]
-        out[i, fields] = (time[i] % _DAY_MS) / _HOUR_MS
-        out[i, fields + 1] = (time[i] // _DAY_MS + 3) % 7
-        out[i, fields + 2 : fields + 2 + categories.shape[1]] = categories[i]
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _merge_tiles(floats: Floats, other: Floats, base: int, stride: int, newest: int, other_newest: int) -> None:
-    """Add the tiles of ``other`` that still count to a row that has been advanced to the newest of both."""
-    for number in range(max(newest, other_newest) - RING + 1, other_newest + 1):
-        at = base + (number % RING) * stride
-        floats[at] += other[at]
-        if stride == 2:
-            floats[at + 1] += other[at + 1]
+            forget(ints, v * wide_ints, dims, marks[n])
+        if kind[n] == TRANSACTION:
+            _transaction(ints, floats, v * wide_ints, v * wide_floats, dims, hops, label_hops, time[n], values,
+                         n * fields, True, repeat[n] == 0, count_columns, field_columns, label_columns, time_columns,
+                         out, places[n])  # fmt: skip
+            if v != s and repeat[n] == 0:
+                _transaction(ints, floats, s * wide_ints, s * wide_floats, dims, hops, label_hops, time[n], values,
+                             n * fields, False, True, count_columns, field_columns, label_columns, time_columns, out,
+                             0)  # fmt: skip
             continue
-        for p in range(at + 1, at + stride, 4):
-            if other[p] > 0.0:
-                floats[p + 3] = other[p + 3] if floats[p] == 0.0 else max(floats[p + 3], other[p + 3])
-                floats[p] += other[p]
-                floats[p + 1] += other[p + 1]
-                floats[p + 2] += other[p + 2]
+        added, frauds = label_moves[n, 0], label_moves[n, 1]
+        taken, taken_time = label_moves[n, 2], label_moves[n, 3]
+        for shard in range(1 if v == s else 2):
+            r = s if shard == 0 else v
+            i, f = r * wide_ints, r * wide_floats
+            if added > 0 and _expired(ints, i, dims, time[n]):
+                clear(ints, i, dims)
+            if taken > 0:
+                _fold_label(ints, floats, i, f, dims, label_hops, taken_time, -1.0, -float(taken - 1))
+            if added > 0:
+                _fold_label(ints, floats, i, f, dims, label_hops, time[n], float(added), float(frauds))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def merge(ints: Ints, floats: Floats, rows: Ints, view: int, dims: Ints, hops: Ints, label_hops: Ints) -> None:
+def event_features(kind: Bytes, time: Ints, values: Floats, categories: Floats, places: Ints, out: Floats
+                   ) -> None:  # fmt: skip
+    """Fill the leading columns: numeric values, hour of day, day of week, categories."""
+    fields, more = values.shape[1], categories.shape[1]
+    for i in range(len(time)):
+        if kind[i] == TRANSACTION:
+            o = places[i]
+            for f in range(fields):
+                out[o + f] = values[i, f]
+            out[o + fields] = (time[i] % _DAY_MS) / _HOUR_MS
+            out[o + fields + 1] = (time[i] // _DAY_MS + 3) % 7
+            for c in range(more):
+                out[o + fields + 2 + c] = categories[i, c]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+def _merge_tile(floats: Floats, p: int, q: int, dims: Ints, label: bool, fresh: bool) -> None:
+    """Add the tile at ``q`` to the one at ``p``; ``fresh``: that one holds nothing yet."""
+    width = 2 if label else 1 + dims[2] * dims[6]
+    for k in range(width):
+        if fresh:
+            floats[p + k] = floats[q + k]
+        elif not label and dims[8] > 0 and k > 0 and (k - 1) % dims[6] == dims[8]:
+            floats[p + k] = max(floats[p + k], floats[q + k])
+        else:
+            floats[p + k] += floats[q + k]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def merge(ints: Ints, floats: Floats, rows: Ints, view: int, dims: Ints) -> None:
     """Make row ``view`` the sum of ``rows`` (shards of one entity): counts and sums add, times and maxima extend.
 
     Sums are added in the order of ``rows``, so that the same shards always give the same bits.
     """
-    row, values = ints[view], floats[view]
-    clear(row, values, dims)
-    stride = 1 + 4 * dims[2]
-    start = dims[0] * RING * stride
+    i, f = view * dims[10], view * dims[11]
+    clear(ints, i, dims)
+    stride = 1 + dims[2] * dims[6]
     for r in rows:
-        other, other_values = ints[r], floats[r]
-        if other[0] != NEVER:
-            for w in range(dims[0]):
-                base, hop = w * RING * stride, hops[w]
-                if other[0] > row[0]:
-                    _advance(values, base, stride, hop, row[0], other[0])
-                newest = other[0] // hop if row[0] == NEVER else row[0] // hop
-                _merge_tiles(values, other_values, base, stride, newest, other[0] // hop)
-            row[1] = other[1] if row[1] == NEVER else min(row[1], other[1])
-            row[0] = max(row[0], other[0])
-        if other[2] != NEVER:
-            for w in range(dims[1]):
-                base, hop = start + w * RING * 2, label_hops[w]
-                if other[2] > row[2]:
-                    _advance(values, base, 2, hop, row[2], other[2])
-                newest = other[2] // hop if row[2] == NEVER else row[2] // hop
-                _merge_tiles(values, other_values, base, 2, newest, other[2] // hop)
-            row[2] = max(row[2], other[2])
+        j, g = r * dims[10], r * dims[11]
+        for w in range(dims[0] + dims[1]):
+            label = w >= dims[0]
+            newest = 2 if label else 0
+            if ints[j + newest] == NEVER:
+                continue
+            base = dims[9] + (w - dims[0]) * RING * 2 if label else w * RING * stride
+            other, width = ints[j + ROW_INTS + w], 2 if label else stride
+            found = other & ~_BITS if ints[i + newest] == NEVER else _moved(ints[i + ROW_INTS + w], other >> RING)
+            for b in range(RING):
+                number = (other >> RING) - _NEWEST + b
+                age = (found >> RING) - number
+                if other >> b & 1 and age < RING:
+                    bit = 1 << (_NEWEST - age)
+                    at = base + (number & _NEWEST) * width
+                    _merge_tile(floats, f + at, g + at, dims, label, found & bit == 0)
+                    found |= bit
+            ints[i + ROW_INTS + w] = found
+        if ints[j] != NEVER:
+            ints[i + 1] = ints[j + 1] if ints[i] == NEVER else min(ints[i + 1], ints[j + 1])
+        ints[i] = max(ints[i], ints[j])
+        ints[i + 2] = max(ints[i + 2], ints[j + 2])

@@ -13,60 +13,51 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from features.catalogue import MEMORY_INTS, ROW_INTS
-from features.kernel import TRANSACTION, Bytes, Floats, Ints
+from features.bits import prefetch
+from features.catalogue import MEMORY_FLOATS, MEMORY_INTS, ROW_INTS
+from features.kernel import AHEAD, LINE, TRANSACTION, Bytes, Floats, Ints
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _find(ints: Ints, hashes: int, size: int, event_hash: int) -> int:
-    for k in range(size):
-        if ints[hashes + k] == event_hash:
-            return k
-    return -1
+def _find(ints: Ints, start: int, size: int, wanted: int) -> int:
+    """The last of ``size`` cells that holds ``wanted``, or -1. Without a way out it compares several at once."""
+    found = -1
+    for k, value in enumerate(ints[start : start + size]):
+        found = k if value == wanted else found
+    return found
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _count(ints: Ints, start: int, size: int, wanted: int) -> int:
     found = 0
-    for k in range(size):
-        if ints[start + k] == wanted:
-            found += 1
+    for value in ints[start : start + size]:
+        found += 1 if value == wanted else 0
     return found
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _push(ints: Ints, floats: Floats, dims: Ints, event_hash: int, time: int, others: Ints) -> int:
+def _push(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, event_hash: int, time: int) -> int:
     """Put an event into the memory, over the oldest when it is full; returns its position."""
-    memory, count = dims[3], dims[4]
-    head, size = ints[ROW_INTS], ints[ROW_INTS + 1]
-    distinct = ROW_INTS + 2
-    start = distinct + count
-    for o in range(count):
-        column = start + MEMORY_INTS * memory + o * memory
-        if size == memory and _count(ints, column, memory, ints[column + head]) == 1:
-            ints[distinct + o] -= 1
-        ints[column + head] = 0
-        if _count(ints, column, size, others[o]) == 0:
-            ints[distinct + o] += 1
-        ints[column + head] = others[o]
-    ints[start + head] = event_hash
-    ints[start + memory + head] = time
-    ints[start + 2 * memory + head] = -1
-    ints[start + 3 * memory + head] = 0
-    ints[start + 4 * memory + head] = -1
-    at = len(floats) - 3 * memory + head
-    floats[at] = np.nan
+    memory, start = dims[3], i + ROW_INTS + dims[0] + dims[1]
+    head = ints[start]
+    ints[start] = head + 1 if head + 1 < memory else 0
+    ints[start + 1] = min(ints[start + 1] + 1, memory)
+    at = start + 2 + dims[4] + head
+    ints[at] = event_hash
+    ints[at + memory] = time
+    ints[at + 2 * memory] = -1
+    ints[at + 3 * memory] = 0
+    ints[at + 4 * memory] = -1
+    at = f + dims[11] - MEMORY_FLOATS * memory + head
+    floats[at] = 0.0
     floats[at + memory] = 0.0
-    floats[at + 2 * memory] = 0.0
-    ints[ROW_INTS] = (head + 1) % memory
-    ints[ROW_INTS + 1] = min(size + 1, memory)
     return int(head)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def recall(kind: Bytes, time: Ints, marks: Ints, event_hash: Ints, fraud: Bytes, slots: Ints, others: Ints, ints: Ints,
            floats: Floats, dims: Ints, memory_columns: Ints, repeat: Bytes, position: Ints, label_moves: Ints,
-           missed: Bytes, decided: Floats, out: Floats) -> None:  # fmt: skip
+           missed: Bytes, decided: Floats, places: Ints, out: Floats) -> None:  # fmt: skip
     """Look each operation up in the key entity's memory of recent events, and put new transactions into it.
 
     A transaction whose event hash is in the memory is a repeat. A label is joined to its transaction: the first
@@ -77,7 +68,7 @@ def recall(kind: Bytes, time: Ints, marks: Ints, event_hash: Ints, fraud: Bytes,
     Parameters
     ----------
     kind, time, marks : int8[n], int64[n], int64[n]
-        As in :func:`fold`.
+        As in :func:`features.kernel.fold`.
     event_hash : int64[n]
         Hash of the transaction's id; of a label, of the transaction that it judges.
     fraud : int8[n]
@@ -94,84 +85,96 @@ def recall(kind: Bytes, time: Ints, marks: Ints, event_hash: Ints, fraud: Bytes,
         Result: labels to add, frauds to add, 1 + the verdict to take back (0: none), and the time it was folded at.
     decided : float64[n, 3]
         Result: action, score and anomaly of a repeat whose first was decided in an earlier batch; must hold NaN before.
-    out : float64[n, features]
-        Filled at ``memory_columns``: remembered events with the same other entity, and how many different there are.
+    ints, floats, places, out :
+        As in :func:`features.kernel.fold`.
+    memory_columns : int64[entities - 1, 2]
+        Columns of remembered events with the same other entity, and of how many different ones there are.
     """
     memory, count = dims[3], dims[4]
-    start = ROW_INTS + 2 + count
-    for i in range(len(kind)):
-        row = ints[slots[i]]
-        size = row[ROW_INTS + 1]
-        newest = (row[ROW_INTS] - 1 + memory) % memory
-        pushed = row[start + memory + newest]
-        if size > 0 and (time[i] - pushed > dims[5] or marks[i] - pushed > dims[5] + dims[5] // 2):
-            row[ROW_INTS:start] = 0
-            size = 0
-        found = _find(row, start, size, event_hash[i])
-        if kind[i] == TRANSACTION:
+    for n in range(len(kind)):
+        if n + AHEAD < len(kind):
+            coming = slots[n + AHEAD] * dims[10] + ROW_INTS + dims[0] + dims[1]
+            for k in range(coming, coming + 2 + count + memory, LINE):
+                prefetch(ints, k)
+            coming += 2 + count + MEMORY_INTS * memory
+            for k in range(coming, coming + count * memory, LINE):
+                prefetch(ints, k)
+        i, f = slots[n] * dims[10], slots[n] * dims[11]
+        head_at = i + ROW_INTS + dims[0] + dims[1]
+        start = head_at + 2 + count
+        size, head = ints[head_at + 1], ints[head_at]
+        pushed = ints[start + memory + (head if head > 0 else memory) - 1]
+        if size > 0 and (time[n] - pushed > dims[5] or marks[n] - pushed > dims[5] + dims[5] // 2):
+            ints[head_at:start] = 0
+            size, head = 0, 0
+        found = _find(ints, start, size, event_hash[n])
+        if kind[n] == TRANSACTION:
             for o in range(count):
-                column = start + MEMORY_INTS * memory + o * memory
-                out[i, memory_columns[o, 0]] = _count(row, column, size, others[i, o])
-                out[i, memory_columns[o, 1]] = row[ROW_INTS + 2 + o]
-            if found >= 0:
-                repeat[i] = 1
-                position[i] = found
-                if row[start + 4 * memory + found] >= 0:
-                    at = floats.shape[1] - 3 * memory + found
-                    decided[i, 0] = row[start + 4 * memory + found]
-                    decided[i, 1] = floats[slots[i], at + memory]
-                    decided[i, 2] = floats[slots[i], at + 2 * memory]
-            else:
-                position[i] = _push(row, floats[slots[i]], dims, event_hash[i], time[i], others[i])
+                column, other = start + (MEMORY_INTS + o) * memory, others[n, o]
+                seen = _count(ints, column, size, other)
+                distinct = ints[head_at + 2 + o]
+                out[places[n] + memory_columns[o, 0]] = seen
+                out[places[n] + memory_columns[o, 1]] = distinct
+                if found < 0:
+                    if size == memory and ints[column + head] != other:
+                        distinct -= 1 if _count(ints, column, size, ints[column + head]) == 1 else 0
+                    ints[head_at + 2 + o] = distinct + (1 if seen == 0 else 0)
+                    ints[column + head] = other
+            if found < 0:
+                position[n] = _push(ints, floats, i, f, dims, event_hash[n], time[n])
+                continue
+            repeat[n] = 1
+            position[n] = found
+            if ints[start + 4 * memory + found] >= 0:
+                at = f + dims[11] - MEMORY_FLOATS * memory + found
+                decided[n, 0] = ints[start + 4 * memory + found]
+                decided[n, 1] = floats[at]
+                decided[n, 2] = floats[at + memory]
         elif found < 0:
-            missed[i] = 1
-            label_moves[i, 0] = 1
-            label_moves[i, 1] = fraud[i]
+            missed[n] = 1
+            label_moves[n, 0] = 1
+            label_moves[n, 1] = fraud[n]
         else:
-            earlier = row[start + 2 * memory + found]
-            if earlier == fraud[i]:
+            earlier = ints[start + 2 * memory + found]
+            if earlier == fraud[n]:
                 continue
             if earlier >= 0:
-                label_moves[i, 2] = 1 + earlier
-                label_moves[i, 3] = row[start + 3 * memory + found]
-            label_moves[i, 0] = 1
-            label_moves[i, 1] = fraud[i]
-            row[start + 2 * memory + found] = fraud[i]
-            row[start + 3 * memory + found] = time[i]
+                label_moves[n, 2] = 1 + earlier
+                label_moves[n, 3] = ints[start + 3 * memory + found]
+            label_moves[n, 0] = 1
+            label_moves[n, 1] = fraud[n]
+            ints[start + 2 * memory + found] = fraud[n]
+            ints[start + 3 * memory + found] = time[n]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def remember(kind: Bytes, event_hash: Ints, slots: Ints, repeat: Bytes, position: Ints, decided: Floats, ratio: Floats,
-             ints: Ints, floats: Floats, dims: Ints, score: Floats, anomaly: Floats, action: Bytes
-             ) -> None:  # fmt: skip
+def remember(kind: Bytes, event_hash: Ints, slots: Ints, repeat: Bytes, position: Ints, decided: Floats, ints: Ints,
+             floats: Floats, dims: Ints, score: Floats, anomaly: Floats, action: Bytes) -> None:  # fmt: skip
     """Write each decision into the memory, and give a repeat the decision of the first.
 
-    ``ratio``, ``score``, ``anomaly`` (float64[n]) and ``action`` (int8[n]) belong to the operations; those of repeats
-    are replaced. A ratio is kept in single precision; the others are kept as they are. ``decided`` is what
-    :func:`recall` found; the first of a repeat without it is in this batch.
+    ``score``, ``anomaly`` (float64[n]) and ``action`` (int8[n]) belong to the operations; those of repeats are
+    replaced. ``decided`` is what :func:`recall` found; the first of a repeat without it is in this batch.
     """
     memory = dims[3]
-    start = ROW_INTS + 2 + dims[4]
-    for i in range(len(kind)):
-        if kind[i] != TRANSACTION:
+    for n in range(len(kind)):
+        if kind[n] != TRANSACTION:
             continue
-        row, values, k = ints[slots[i]], floats[slots[i]], position[i]
-        if repeat[i] == 0:
-            if row[start + k] != event_hash[i]:
+        if repeat[n] == 0:
+            at = slots[n] * dims[10] + ROW_INTS + dims[0] + dims[1] + 2 + dims[4] + position[n]
+            if ints[at] != event_hash[n]:
                 continue  # more events of this key in one batch than the memory holds
-            at = len(values) - 3 * memory + k
-            row[start + 4 * memory + k] = action[i]
-            values[at] = np.float64(np.float32(ratio[i]))
-            values[at + memory] = score[i]
-            values[at + 2 * memory] = anomaly[i]
-        elif decided[i, 0] == decided[i, 0]:
-            action[i] = np.int8(decided[i, 0])
-            score[i] = decided[i, 1]
-            anomaly[i] = decided[i, 2]
+            ints[at + 4 * memory] = action[n]
+            at = (slots[n] + 1) * dims[11] - MEMORY_FLOATS * memory + position[n]
+            floats[at] = score[n]
+            floats[at + memory] = anomaly[n]
+        elif decided[n, 0] == decided[n, 0]:
+            action[n] = np.int8(decided[n, 0])
+            score[n] = decided[n, 1]
+            anomaly[n] = decided[n, 2]
         else:
-            for j in range(i - 1, -1, -1):
-                if event_hash[j] == event_hash[i] and slots[j] == slots[i] and kind[j] == TRANSACTION:
-                    action[i] = action[j]
-                    score[i] = score[j]
-                    anomaly[i] = anomaly[j]
+            for j in range(n - 1, -1, -1):
+                if event_hash[j] == event_hash[n] and slots[j] == slots[n] and kind[j] == TRANSACTION:
+                    action[n] = action[j]
+                    score[n] = score[j]
+                    anomaly[n] = anomaly[j]
                     break

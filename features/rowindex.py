@@ -94,7 +94,7 @@ def _refill(slots: _I32, hashes: Ints, partitions: _I32, rows: Ints) -> None:
 
 
 @njit(cache=True, nogil=True)
-def merge_all(ints: Ints, floats: Floats, parts: Ints, views: Ints, dims: Ints, hops: Ints, label_hops: Ints) -> None:
+def merge_all(ints: Ints, floats: Floats, parts: Ints, views: Ints, dims: Ints) -> None:
     """:func:`features.kernel.merge` of ``parts[i]`` (int64[n, p], -1: none) into each of ``views`` (int64[n])."""
     rows = np.empty(parts.shape[1], np.int64)
     for i in range(len(views)):
@@ -103,7 +103,7 @@ def merge_all(ints: Ints, floats: Floats, parts: Ints, views: Ints, dims: Ints, 
             if parts[i, p] >= 0:
                 rows[count] = parts[i, p]
                 count += 1
-        kernel.merge(ints, floats, rows[:count], views[i], dims, hops, label_hops)
+        kernel.merge(ints, floats, rows[:count], views[i], dims)
 
 
 class RowIndex:

@@ -65,7 +65,7 @@ def _warm_texts(table: Rows) -> None:
     index.add(0, ids, hashes, found, table.spare(missing))
     index.remove(found)
     layout = table.layout
-    merge_all(table.ints, table.floats, zero.reshape(1, 1), zero + 1, layout.dims, layout.hops_ms, layout.label_hops_ms)
+    merge_all(*table.flat, zero.reshape(1, 1), zero + 1, layout.dims)
     allowed("a", 0, one, ids, ids, one, one, one, "a", one, np.zeros(1, np.int8))
 
 

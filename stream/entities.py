@@ -194,8 +194,7 @@ class EntityCache:
         ints, layout = self.rows.ints, self.layout
         newest = np.maximum(ints[parts, 0], ints[parts, 2])
         parts[is_past(newest, watermarks[None, :], layout)] = -1
-        merge_all(self.rows.ints, self.rows.floats, parts, stale.views, layout.dims, layout.hops_ms,
-                  layout.label_hops_ms)  # fmt: skip
+        merge_all(*self.rows.flat, parts, stale.views, layout.dims)
         self.rows.give_back(scratch)
 
 

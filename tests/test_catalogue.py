@@ -56,11 +56,6 @@ def test_every_column_is_filled_by_exactly_one_feature(schema: str) -> None:
         assert feature.name.startswith(f"{feature.entity}_")
 
 
-def test_the_ratio_that_is_remembered_is_that_of_the_longest_window_of_the_first_field() -> None:
-    assert CATALOGUE.names[CATALOGUE.ratio_column] == "card_amount_ratio_1d"
-    assert build_catalogue(load_schema([EXAMPLES / "logins.toml"]).transactions).ratio_column == -1
-
-
 def operations_of(schema: TransactionSchema, count: int) -> Operations:
     """Transactions of two keys and their labels, with every numeric and category missing now and then."""
     entities = len(schema.entities)

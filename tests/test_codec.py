@@ -1,7 +1,9 @@
-"""State rows survive their bytes bit for bit, bytes of version 1 stay readable, and damage is told."""
+"""State rows survive their bytes bit for bit, bytes of every version stay readable, and damage is told."""
 
 from __future__ import annotations
 
+import contextlib
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.catalogue import build_catalogue
-from features.codec import CODEC_VERSION, decode_rows, encode_rows, row_bytes_max
+from features.catalogue import MEMORY_INTS, ROW_INTS, build_catalogue
+from features.codec import CODEC_VERSION, decode_rows, encode_packed, encode_rows, row_bytes_max
 from features.engine import Rows
 from features.errors import StateMismatch
 from features.schema import load_schema
+from features.varint import get_number, put_number
 from tests.streams import CATALOGUE, Op, Run, small_schema, streams
 from tests.test_kernel import card, state, verdict
 
-FIXTURE = Path(__file__).with_name("state_v1.hex")
+FIXTURES = [Path(__file__).with_name(f"state_v{version}.hex") for version in range(1, CODEC_VERSION + 1)]
 
 
 def restored(run: Run) -> Run:
@@ -100,22 +103,69 @@ def lines(run: Run) -> list[str]:
     ]
 
 
-def test_bytes_of_version_1_stay_what_they_are() -> None:
-    assert CODEC_VERSION == 1
-    assert FIXTURE.read_text(encoding="ascii").splitlines() == lines(story())
+def test_the_bytes_of_this_version_stay_what_they_are() -> None:
+    assert FIXTURES[-1].read_text(encoding="ascii").splitlines() == lines(story())
 
 
-def test_bytes_of_version_1_stay_readable() -> None:
+@pytest.mark.parametrize("fixture", FIXTURES, ids=lambda path: path.stem)
+def test_bytes_of_every_version_stay_readable(fixture: Path) -> None:
     run = Run(build_catalogue(small_schema(4)))
     tables = {table.layout.entity.name: table for table in run.tables}
-    for line in FIXTURE.read_text(encoding="ascii").splitlines():
+    for line in fixture.read_text(encoding="ascii").splitlines():
         name, row, value = line.split()
         table = tables[name]
         decode_rows(table.layout, [bytes.fromhex(value)], np.array([int(row)]), table.ints, table.floats)
     original = story()
     run.rows = original.rows
+    assert lines(run) == lines(original)
     future = [card("e1", 3_800_000), card("e7", 3_800_001, 3.0), verdict("e7", 3_800_002, 1), card("e8", 3_800_003)]
     assert run.feed(future)[0].tobytes() == original.feed(future)[0].tobytes()
+
+
+@pytest.mark.parametrize("fixture", FIXTURES, ids=lambda path: path.stem)
+def test_bytes_that_end_early_are_refused_wherever_they_end(fixture: Path) -> None:
+    run = story()
+    tables = {table.layout.entity.name: table for table in run.tables}
+    for line in fixture.read_text(encoding="ascii").splitlines():
+        name, _, value = line.split()
+        table = Rows(tables[name].layout, 1)
+        for end in range(1, len(value) // 2):
+            with pytest.raises(StateMismatch):
+                decode_rows(table.layout, [bytes.fromhex(value)[:end]], np.array([0]), table.ints, table.floats)
+
+
+@settings(max_examples=200, deadline=None)
+@given(version=st.integers(1, CODEC_VERSION), noise=st.binary(max_size=300), e=st.integers(0, 2))
+def test_noise_never_touches_another_row(version: int, noise: bytes, e: int) -> None:
+    table = Rows(CATALOGUE.layouts[e], 3)
+    table.ints[[0, 2]], table.floats[[0, 2]] = 7, 7.0
+    with contextlib.suppress(StateMismatch):
+        decode_rows(table.layout, [bytes([version]) + noise], np.array([1]), table.ints, table.floats)
+    assert (table.ints[[0, 2]] == 7).all() and (table.floats[[0, 2]] == 7.0).all()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.floats() | st.integers(0, 10**8).map(lambda n: n / 100), st.integers(-3, 3))
+def test_a_number_keeps_every_bit(value: float, off: int) -> None:
+    for _ in range(abs(off)):
+        value = float(np.nextafter(value, math.inf if off > 0 else -math.inf))
+    out = np.zeros(16, np.uint8)
+    for units in (1e2, 1e4, 1e6):
+        end = put_number(out, 0, value, units)
+        cursor = np.array([0, end])
+        assert np.float64(get_number(out, cursor, units)).tobytes() == np.float64(value).tobytes()
+        assert cursor[0] == end <= 9
+
+
+def test_packed_rows_are_the_rows_end_to_end_however_much_room_they_take() -> None:
+    run = story()
+    for table in run.tables:
+        rows = np.arange(len(table), dtype=np.int64).repeat(400)[::-1].copy()
+        data, ends = encode_packed(table.layout, rows, table.ints, table.floats)
+        assert data.tobytes() == b"".join(encode_rows(table.layout, rows, table.ints, table.floats))
+        assert ends[-1] == len(data) and (np.diff(ends) >= 2).all()
+        data, ends = encode_packed(table.layout, rows[:0], table.ints, table.floats)
+        assert len(data) == len(ends) == 0
 
 
 @pytest.mark.parametrize("damage", [lambda v: bytes([CODEC_VERSION + 1]) + v[1:], lambda v: v[:-1], lambda v: v + b"\0",
@@ -143,9 +193,14 @@ def test_an_entity_without_events_takes_two_bytes_and_one_with_one_event_a_few_d
 def test_the_fullest_row_fits_the_stated_bound() -> None:
     layout = CATALOGUE.layouts[0]
     table = Rows(layout, 1)
+    memory, others = int(layout.dims[3]), int(layout.dims[4])
     table.ints[:] = np.iinfo(np.int64).max // 4
-    table.ints[0, 3:5] = layout.dims[3] - 1, layout.dims[3]
+    table.ints[0, ROW_INTS : layout.ints - memory * (MEMORY_INTS + others)] = -1  # every bit of every map
+    head = layout.ints - memory * (MEMORY_INTS + others) - 2 - others
+    table.ints[0, head : head + 2] = memory - 1, memory
+    table.ints[0, -memory * others :] = np.arange(memory * others)
     table.floats[:] = 1e300 / 3
-    table.floats[:, : layout.dims[0] * 16 * 9 : 1] = float(1 << 52)
+    table.floats[:, : layout.dims[9]] = float(1 << 52)
+    table.floats[:, 2 : layout.dims[9] : 9] = 1e300 / 3
     (value,) = encode_rows(layout, np.array([0]), table.ints, table.floats)
     assert len(value) <= row_bytes_max(layout)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from features.catalogue import RING, ROW_INTS
 from features.codec import encode_rows
 from features.engine import Rows
 from features.errors import StateConflict
@@ -199,7 +200,11 @@ def test_every_place_for_state_shrinks_and_keeps_what_is_alive(request: pytest.F
     layout = lane.caches[0].layout  # type: ignore[attr-defined]
     table = Rows(layout, 2)
     mark = START_MS + 500 * DAY_MS
-    table.ints[:, :2] = [[mark - kept_ms(layout) - 1] * 2, [mark - kept_ms(layout)] * 2]
+    for row, time in enumerate((mark - kept_ms(layout) - 1, mark - kept_ms(layout))):
+        table.ints[row, :2] = time
+        tiles = time // layout.hops_ms
+        table.ints[row, ROW_INTS : ROW_INTS + len(tiles)] = tiles << RING | 1 << (RING - 1)
+    table.floats[:] = 1.0
     past, alive = encode_rows(layout, np.arange(2), table.ints, table.floats)
     head = Head({"transactions": 5}, {}, "s", 1, "me:1", Watermark(mark))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from features.catalogue import build_catalogue
+from features.catalogue import MEMORY_FLOATS, build_catalogue
 from features.codec import decode_rows
 from features.engine import Rows
 from stream.embedded import RedisServer
@@ -84,6 +84,6 @@ def assert_windows_are_exact(deployment: Deployment, decisions: dict[str, dict[s
                 table = Rows(layout, len(names))
                 decode_rows(layout, [values[name] for name in names], np.arange(len(names)), table.ints, table.floats)
                 tables.append(table)
-            tiles = layout.floats - 3 * int(layout.dims[3])
+            tiles = layout.floats - MEMORY_FLOATS * int(layout.dims[3])
             assert np.array_equal(tables[0].ints[:, :3], tables[1].ints[:, :3])
             assert np.array_equal(tables[0].floats[:, :tiles], tables[1].floats[:, :tiles])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -102,8 +103,10 @@ def transaction_operations(table: pa.Table, schema: TransactionSchema) -> tuple[
 def take(operations: Operations, rows: NDArray[np.int64] | slice) -> Operations:
     """The operations at ``rows``, in that order."""
     o = operations
+    slots = o.slots[rows]
     return Operations(o.kind[rows], o.time[rows], o.event_hash[rows], o.values[rows], o.categories[rows],
-                      o.fraud[rows], o.entity_hash[rows], o.slots[rows], o.views[rows])  # fmt: skip
+                      o.fraud[rows], o.entity_hash[rows], slots,
+                      slots if o.views is o.slots else o.views[rows])  # fmt: skip
 
 
 def interleave(transactions: Operations, labels: Operations) -> Operations:
@@ -114,33 +117,39 @@ def interleave(transactions: Operations, labels: Operations) -> Operations:
     """
     clock = np.maximum.accumulate(transactions.time) if len(transactions) else transactions.time
     order = np.argsort(np.concatenate([clock, labels.time]), kind="stable")
-    joined = Operations(
-        *(np.concatenate([getattr(transactions, name), getattr(labels, name)]) for name in Operations.__slots__)
-    )
-    return take(joined, order)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    first, second = place[: len(transactions)], place[len(transactions) :]
+
+    def joined(name: str) -> NDArray[Any]:
+        ours, theirs = getattr(transactions, name), getattr(labels, name)
+        column = np.empty((len(order), *ours.shape[1:]), ours.dtype)
+        column[first], column[second] = ours, theirs
+        return column
+
+    columns = {name: joined(name) for name in Operations.__slots__ if name != "views"}
+    apart = transactions.views is not transactions.slots or labels.views is not labels.slots
+    return Operations(**columns, views=joined("views") if apart else columns["slots"])
 
 
 def fold_all(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations,
              progress: Callable[[int, int], None] | None = None) -> Vectors:  # fmt: skip
     """The vectors of all transactions among ``operations``, in order; the tables hold the state after them."""
     wanted = operations.kind == TRANSACTION
-    x = np.empty((int(wanted.sum()), len(catalogue.features)))
-    repeat = np.zeros(len(x), np.int8)
-    done = 0
+    width = len(catalogue.features)
+    places = (np.cumsum(wanted) - 1) * width
+    x = np.empty((int(wanted.sum()), width))
+    repeats = np.empty(len(operations), np.int8)
+    # What the models would have said is no feature; the memory takes it as 0.
+    score, anomaly, action = np.zeros(BATCH), np.zeros(BATCH), np.zeros(BATCH, np.int8)
     for start in range(0, len(operations), BATCH):
         part = take(operations, slice(start, start + BATCH))
-        folded = engine.fold(catalogue, tables, part)
-        rows = wanted[start : start + BATCH]
-        count = int(rows.sum())
-        x[done : done + count] = folded.x[rows]
-        repeat[done : done + count] = folded.repeat[rows]
-        # What the models would have said is not a feature, but the ratio is part of the memory.
-        zeros = np.zeros(len(part))
-        engine.remember(catalogue, tables, part, folded, zeros, zeros.copy(), np.zeros(len(part), np.int8))
-        done += count
+        folded = engine.fold(catalogue, tables, part, x=x, places=places[start : start + BATCH])
+        engine.remember(catalogue, tables, part, folded, score, anomaly, action)
+        repeats[start : start + BATCH] = folded.repeat
         if progress is not None:
             progress(min(start + BATCH, len(operations)), len(operations))
-    return Vectors(x, catalogue.names, repeat)
+    return Vectors(x, catalogue.names, repeats[wanted])
 
 
 def history_vectors(table: pa.Table, schema: TransactionSchema, *,
