@@ -9,42 +9,62 @@ processor's cache. Liu, Ting, Zhou: Isolation Forest (ICDM 2008).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+from features.trees import BLOCK, U
 
 
 @njit(cache=True, nogil=True)
 def _scores(
     x: NDArray[np.float64],
     medians: NDArray[np.float32],
-    roots: NDArray[np.int32],
-    feature: NDArray[np.int32],
-    threshold: NDArray[np.float64],
-    left: NDArray[np.int32],
-    right: NDArray[np.int32],
+    starts: NDArray[np.int32],
+    steps: NDArray[np.int32],
+    column: NDArray[np.int32],
+    limit: NDArray[np.float32],
+    children: NDArray[np.int32],
     depth: NDArray[np.float64],
     normal: float,
 ) -> NDArray[np.float64]:
+    """Walk as :func:`features.trees._raw` does: tree by tree over blocks of rows, without a branch."""
     rows, columns = x.shape
-    trees = len(roots) - 1
     out = np.empty(rows, np.float64)
-    row = np.empty(columns, np.float32)
-    for i in range(rows):
-        for j in range(columns):
-            value = x[i, j]
-            # scikit-learn casts to float32 before it compares with float64 thresholds: so must we.
-            row[j] = medians[j] if np.isnan(value) else np.float32(value)
-        total = 0.0
-        for t in range(trees):
-            node = roots[t]
-            while feature[node] >= 0:
-                node = left[node] if row[feature[node]] <= threshold[node] else right[node]
-            total += depth[node]
-        out[i] = -(2.0 ** (-total / trees / normal)) if normal > 0.0 else -0.5
+    block, node, total = np.empty((BLOCK, columns), np.float32), np.empty(BLOCK, np.int32), np.empty(BLOCK)
+    for first in range(0, rows, BLOCK):
+        count = min(BLOCK, rows - first)
+        for i in range(count):
+            total[i] = 0.0
+            for j in range(columns):
+                value = x[first + i, j]
+                # scikit-learn casts to float32 before it compares with float64 thresholds: so must we.
+                block[i, j] = medians[j] if np.isnan(value) else np.float32(value)
+        for t in range(len(starts)):
+            for i in range(count):
+                node[i] = starts[t]
+            for _ in range(steps[t]):
+                for i in range(count):
+                    n = U(node[i])
+                    node[i] = children[U(2) * n + U(block[U(i), U(column[n])] > limit[n])]
+            for i in range(count):
+                total[i] += depth[node[i]]
+        for i in range(count):
+            out[first + i] = -(2.0 ** (-total[i] / len(starts) / normal)) if normal > 0.0 else -0.5
     return out
+
+
+class _Walk(NamedTuple):
+    """The trees laid out for the walk: a leaf leads to itself."""
+
+    starts: NDArray[np.int32]
+    steps: NDArray[np.int32]
+    column: NDArray[np.int32]
+    limit: NDArray[np.float32]
+    children: NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +100,7 @@ class FlatForest:
     normal: NDArray[np.float64]
     medians: NDArray[np.float32]
     quantiles: NDArray[np.float64]
+    _walk: _Walk = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse arrays that would send the walk outside of them: compiled code does not check indices."""
@@ -95,6 +116,25 @@ class FlatForest:
         for child in (self.left[inner], self.right[inner]):
             if (child <= inner).any() or (child >= ends).any():
                 raise ValueError("a node's child is not behind it in the same tree")
+        object.__setattr__(self, "_walk", self._laid_out())
+
+    def _laid_out(self) -> _Walk:
+        nodes = np.arange(len(self.feature), dtype=np.int32)
+        inner = self.feature >= 0
+        # A float32 is at most a float64 threshold just when it is at most the largest float32 that is.
+        limit = self.threshold.astype(np.float32)
+        limit = np.where(limit > self.threshold, np.nextafter(limit, np.float32(-np.inf)), limit)
+        children = np.stack([np.where(inner, self.left, nodes), np.where(inner, self.right, nodes)], axis=1)
+        level = np.zeros(len(nodes), np.int32)
+        for node in np.flatnonzero(inner).tolist():  # a child stands behind its parent
+            level[self.left[node]] = level[self.right[node]] = level[node] + 1
+        return _Walk(
+            starts=np.ascontiguousarray(self.roots[:-1]),
+            steps=np.maximum.reduceat(level, self.roots[:-1]),
+            column=np.maximum(self.feature, 0),
+            limit=limit.astype(np.float32),
+            children=children.astype(np.int32).reshape(-1),
+        )
 
     @property
     def columns(self) -> int:
@@ -121,8 +161,7 @@ class FlatForest:
         if x.ndim != 2 or x.shape[1] != self.columns:
             raise ValueError(f"vectors of shape {x.shape} for a forest of {self.columns} columns")
         scores: NDArray[np.float64] = _scores(
-            np.ascontiguousarray(x, np.float64), self.medians, self.roots, self.feature, self.threshold,
-            self.left, self.right, self.depth, float(self.normal[0]),
+            np.ascontiguousarray(x, np.float64), self.medians, *self._walk, self.depth, float(self.normal[0])
         )  # fmt: skip
         return scores
 
@@ -136,9 +175,13 @@ class FlatForest:
         """
         return np.interp(-self.score_samples(x), self.quantiles, np.linspace(0.0, 1.0, len(self.quantiles)))
 
+    @classmethod
+    def _names(cls) -> list[str]:
+        return [each.name for each in fields(cls) if each.init]
+
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         """The arrays by name, fit for ``np.savez``."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: getattr(self, name) for name in self._names()}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> FlatForest:
@@ -151,10 +194,10 @@ class FlatForest:
         """
         types = {"roots": np.int32, "feature": np.int32, "left": np.int32, "right": np.int32, "medians": np.float32}
         found = {}
-        for field in fields(cls):
-            expected = np.dtype(types.get(field.name, np.float64))
-            array = arrays.get(field.name)
+        for name in cls._names():
+            expected = np.dtype(types.get(name, np.float64))
+            array = arrays.get(name)
             if array is None or array.dtype != expected or array.ndim != 1 or len(array) == 0:
-                raise ValueError(f"isolation forest: {field.name!r} is not a filled array of {expected}")
-            found[field.name] = np.ascontiguousarray(array)
+                raise ValueError(f"isolation forest: {name!r} is not a filled array of {expected}")
+            found[name] = np.ascontiguousarray(array)
         return cls(**found)

@@ -20,7 +20,9 @@ from features.kernel import LABEL, TRANSACTION
 from features.neighbours import Neighbours
 from features.rowindex import RowIndex, merge_all
 from features.schema import load_schema
+from features.shap import Explainer
 from features.texts import Texts
+from features.trees import FlatTrees, Model, Tree
 
 
 def warm() -> None:
@@ -70,8 +72,13 @@ def _warm_texts(table: Rows) -> None:
 
 
 def _warm_models() -> None:
-    """A forest of one leaf, and a recommender of one session with one item."""
+    """Trees of one split, a forest of one leaf, and a recommender of one session with one item."""
     zero, one = np.zeros(1), np.ones(1)
+    node, yes = np.zeros(1, np.int32), np.ones(1, np.bool_)
+    tree = Tree(node, zero, node - 1, node - 2, yes, np.zeros(1, np.int8), one, np.zeros(2), np.ones(2), {})
+    trees = Model(("a",), 1.0, (tree,))
+    FlatTrees(trees).probability(np.zeros((1, 1)))
+    Explainer(trees).contributions(np.zeros((1, 1)))
     roots, leaf = np.array([0, 1], np.int32), np.zeros(1, np.int32)
     forest = FlatForest(roots, leaf - 1, zero, leaf, leaf, one, one, np.zeros(1, np.float32), np.array([0.0, 1.0]))
     forest.anomaly(np.zeros((1, 1)))

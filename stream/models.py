@@ -1,7 +1,7 @@
 """The models in use, and the watch on the artifact directory that swaps them.
 
 In: the artifact root. Out: :attr:`ModelHolder.current`, replaced whole between two cycles. A new version is verified
-in a child process first, because LightGBM's parser aborts on damaged text; one that fails leaves the old in place.
+in a child process first, so that whatever is wrong with it stays there; one that fails leaves the old in place.
 """
 
 from __future__ import annotations

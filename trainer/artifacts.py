@@ -6,7 +6,7 @@ In: fitted models, or a directory. Out: the other of the two. State: the directo
     <root>/<version>/            manifest.json, fraud.txt, isolation.npz, neighbours.npz, golden.npz
 
 A version appears by one rename, so a reader sees all of it or nothing; the pointer moves afterwards. Nothing is
-pickled. Every file is hashed before it is parsed, because LightGBM's parser aborts the process on damaged text;
+pickled. Every file is hashed before it is parsed, so that damage is told from a model that is merely bad;
 :func:`verify_in_child` tries a version in another process before a live worker takes it.
 """
 
