@@ -283,7 +283,7 @@ class FetchConsumer(driver.Consumer):
         metrics.set_lag(
             {target: max(self._end(TP(*target)) - offset, 0) for target, offset in pipeline.applied.items()}
         )
-        metrics.set_caches({name: held for station in pipeline.stations for name, held in station.lane.held().items()})
+        metrics.set_caches(await pipeline.held())
         return bool(await super().force_commit(topics, start_new_transaction))
 
     def verify_event_path(self, now: float, tp: TP) -> None:

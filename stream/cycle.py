@@ -24,14 +24,15 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
 from features.errors import RedisUnavailable, StateConflict, StateMissing
 from features.watermark import Watermark
-from stream.lane import Lane, Message, Produced, Record, Tally, reached
+from stream.lane import Held, Lane, Message, Produced, Record, Tally, reached
 from stream.metrics import Metrics
 from stream.publisher import Pending, Publisher, Target
 from stream.store import HEAD, Head, StateStore, Write, conflict, decode_head, encode_head
@@ -39,6 +40,8 @@ from stream.tails import TailReader
 
 log = logging.getLogger("headrace.worker")
 _WARN_EVERY_S = 60.0
+_THREAD_FROM = 256  # records of a cycle from which on a change of threads costs less than it gives
+_T = TypeVar("_T")
 
 Fetched = Mapping[Target, Sequence[Record]]
 
@@ -90,6 +93,7 @@ class Pipeline:
         self._epoch = 0  # counts takeovers, so that records fetched before one are not taken after it
         self._tasks: list[asyncio.Task[None]] = []
         self._computing = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, "headrace-compute")
         self._misplaced = 0
         self._warn_after_s = 0.0
         self._accepting = False
@@ -219,25 +223,39 @@ class Pipeline:
             return False  # given up while the fetch waited for its turn; whoever takes over reads it again
         tally, now_s = Tally(), time.monotonic()
         self._cycle += 1
-        work = []
+        cycle, settled, models = self._cycle, self._settled, self.models.current
+        taken = []
         for station in self.stations:
-            # Here and nowhere else: between what is wanted and what is filled in, no cached row may go.
-            station.lane.evict(self._settled)
-        with tally.stage("decode"):
-            for station in self.stations:
-                lane = station.lane
-                records = {p: {t: fetched.get((t, p), ()) for t in lane.topics} for p in station.heads}
-                behind = {p: lagging((lane.topics[0], p)) for p in station.heads}
-                work.append(lane.begin(records, behind, tally))
-        if not any(work):
+            topics = station.lane.topics
+            records = {p: {t: fetched.get((t, p), ()) for t in topics} for p in station.heads}
+            taken.append((records, {p: lagging((topics[0], p)) for p in records}))
+        threaded = sum(map(len, fetched.values())) >= _THREAD_FROM
+
+        def begin() -> list[tuple[Any, dict[int, list[bytes]]]]:
+            with tally.stage("decode"):
+                # Here and nowhere else: between what is wanted and what is filled in, no cached row may go.
+                for station in self.stations:
+                    station.lane.evict(settled)
+                pairs = zip(self.stations, taken, strict=True)
+                work = [station.lane.begin(*mine, tally) for station, mine in pairs]
+                return [(part, station.lane.wanted(part, cycle, now_s))
+                        for station, part in zip(self.stations, work, strict=True)]  # fmt: skip
+
+        def compute() -> list[tuple[Station, Produced]]:
+            produced: list[tuple[Station, Produced]] = []
+            for station, (part, _), values in zip(self.stations, work, found, strict=True):
+                with tally.stage("read"):
+                    station.lane.fill(part, values, now_s)
+                produced += [(station, p) for p in station.lane.compute(part, models, cycle, tally)]
+            return produced
+
+        work = await self._apart(begin, threaded=threaded)
+        if not any(part for part, _ in work):
             return False
         with tally.stage("read"):
-            pairs = zip(self.stations, work, strict=True)
-            found = await asyncio.gather(*(self._read(station, part, self._cycle, now_s) for station, part in pairs))
-        produced: list[tuple[Station, Produced]] = []
-        for station, part, values in zip(self.stations, work, found, strict=True):
-            station.lane.fill(part, values, now_s)
-            produced += [(station, p) for p in station.lane.compute(part, self.models.current, self._cycle, tally)]
+            wanted = zip(self.stations, work, strict=True)
+            found = await asyncio.gather(*(self._read(station, fields) for station, (_, fields) in wanted))
+        produced = await self._apart(compute, threaded=threaded)
         outputs: dict[Target, list[Message]] = {}
         for _, part in produced:
             for topic, messages in part.messages.items():
@@ -245,19 +263,34 @@ class Pipeline:
         start = time.perf_counter()
         pending = await self._publisher.send(outputs)
         previous = self._tasks[-1] if self._tasks else None
-        task = asyncio.create_task(self._finish(self._cycle, previous, pending, produced, tally, start))
+        task = asyncio.create_task(self._finish(cycle, previous, pending, produced, tally, start))
         task.add_done_callback(lambda _: slots.release())
         self._tasks.append(task)
         self._metrics.in_flight.set(len(self._tasks))
         return True
 
+    async def _apart(self, work: Callable[[], _T], *, threaded: bool) -> _T:
+        """Do a step of a large cycle in a thread: acknowledgements and writes of the cycles before it go on meanwhile."""
+        if not threaded:
+            return work()
+        done = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            await asyncio.wait([done])  # nobody may touch the lanes before it is over
+            raise
+
     @staticmethod
-    async def _read(station: Station, work: Any, cycle: int, now_s: float) -> dict[int, dict[bytes, bytes | None]]:
-        wanted = station.lane.wanted(work, cycle, now_s)
+    async def _read(station: Station, wanted: Mapping[int, Sequence[bytes]]) -> dict[int, dict[bytes, bytes | None]]:
         if not wanted:
             return {}
         values = await station.store.read(wanted)
         return {p: dict(zip(fields, values[p], strict=True)) for p, fields in wanted.items()}
+
+    async def held(self) -> dict[str, Held]:
+        """What the lanes' caches hold, looked at between two cycles."""
+        async with self._computing:
+            return {name: held for station in self.stations for name, held in station.lane.held().items()}
 
     async def _finish(self, cycle: int, previous: asyncio.Task[None] | None,
                       pending: Sequence[Pending], produced: list[tuple[Station, Produced]],
