@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from features import kernel
 from features.kernel import Floats, Ints
 from features.texts import Texts
+from features.wire import arguments
 
 _U8 = NDArray[np.uint8]
 _I32 = NDArray[np.int32]
@@ -149,6 +150,11 @@ class RowIndex:
     def rows(self, partition: int) -> Ints:
         """All rows of a partition."""
         return np.flatnonzero(self.used & (self._partitions == partition))
+
+    def arguments(self, prefix: bytes, rows: Ints, data: _U8, ends: Ints) -> bytes:
+        """``prefix`` and id, and the value, of each of ``rows``, see :func:`features.wire.arguments`."""
+        head = np.frombuffer(bytearray(prefix), np.uint8)
+        return arguments(head, self._ids, self._lengths, rows, data, ends)
 
     def remove(self, rows: Ints) -> None:
         """Forget entries; ``rows`` are in use."""

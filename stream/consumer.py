@@ -12,7 +12,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import aiokafka
@@ -116,6 +116,8 @@ class FetchConsumer(driver.Consumer):
         super().__init__(*args, **kwargs)
         self._lost: BaseException | None = _ASSIGNED  # why the partitions must be taken over
         self._noted = ""  # the last failure that was told
+        self._ahead: asyncio.Future[Mapping[TP, Sequence[Any]]] | None = None  # the next fetch
+        self._ahead_generation = 0
 
     @property
     def context(self) -> WorkerContext:
@@ -134,6 +136,7 @@ class FetchConsumer(driver.Consumer):
     async def _take_over(self) -> None:
         """Take over the assigned partitions and seek them to what Redis says is applied."""
         generation = self.app.consumer_generation_id
+        await self._forget_fetch()
         await self._take_over_all(sorted(self.assignment()))
         if generation == self.app.consumer_generation_id:
             self._lost = None  # else a rebalance came in between, and all begins again
@@ -198,6 +201,13 @@ class FetchConsumer(driver.Consumer):
     # -- fetching -----------------------------------------------------------------------------------------------
 
     async def _drain_messages(self, fetcher: Any) -> None:
+        try:
+            await self._drain_until_stopped(fetcher)
+        finally:
+            if self._ahead is not None:
+                self._ahead.cancel()
+
+    async def _drain_until_stopped(self, fetcher: Any) -> None:
         while not (self.should_stop or fetcher.should_stop):
             if not self.flow_active:
                 await self.can_resume_flow.wait()
@@ -221,21 +231,40 @@ class FetchConsumer(driver.Consumer):
                     return  # Faust takes a fetcher that is stopped while the group rebalances for a crashed one
 
     async def _one_fetch(self, pipeline: Pipeline) -> None:
-        generation = self.app.consumer_generation_id
-        active = set(self._get_active_partitions())
-        if not active:
-            await asyncio.sleep(0.02)
-            return
-        fetched = await self._getmany(active_partitions=active, timeout=_POLL_S)
+        """Run the cycles of one fetch, while the next one is on its way."""
+        if self._ahead is None:
+            self._fetch_ahead()
+        ahead, generation = self._ahead, self._ahead_generation
+        assert ahead is not None
+        fetched = await ahead
+        self._ahead = None
         if self._lost is not None or not self.flow_active or generation != self.app.consumer_generation_id:
             return  # a rebalance began; perform_seek reads these again
         records: dict[Target, Sequence[Any]] = {(tp.topic, tp.partition): found for tp, found in fetched.items()}
-        await pipeline.process(records, self._lagging)
+        lagging = {(tp.topic, tp.partition): self._lagging(tp) for tp in self.assignment()}
+        self._fetch_ahead()  # it moves the positions, so what lags is looked at before
+        await pipeline.process(records, lambda target: lagging.get(target, True))
         self._pause_or_resume_labels(pipeline)
 
-    def _lagging(self, target: Target) -> bool:
+    def _fetch_ahead(self) -> None:
+        self._ahead_generation = self.app.consumer_generation_id
+        self._ahead = asyncio.ensure_future(self._fetch())
+
+    async def _fetch(self) -> Mapping[TP, Sequence[Any]]:
+        active = set(self._get_active_partitions())
+        if not active:
+            await asyncio.sleep(0.02)
+            return {}
+        return cast(Mapping[TP, Sequence[Any]], await self._getmany(active_partitions=active, timeout=_POLL_S))
+
+    async def _forget_fetch(self) -> None:
+        """Let the fetch that is on its way end, and drop what it brings: its partitions are sought anew after that."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            await asyncio.gather(ahead, return_exceptions=True)
+
+    def _lagging(self, tp: TP) -> bool:
         """Whether more records of a partition are known to exist than were fetched."""
-        tp = TP(*target)
         position, end = self._thread.fetch_position(tp), self._end(tp)
         return position is None or end < 0 or position < end
 

@@ -270,7 +270,7 @@ class Pipeline:
         return True
 
     async def _apart(self, work: Callable[[], _T], *, threaded: bool) -> _T:
-        """Do a step of a large cycle in a thread: acknowledgements and writes of the cycles before it go on meanwhile."""
+        """Do a step of a large cycle in a thread; acknowledgements and writes of earlier cycles go on meanwhile."""
         if not threaded:
             return work()
         done = asyncio.get_running_loop().run_in_executor(self._thread, work)

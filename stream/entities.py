@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.catalogue import Layout
-from features.codec import decode_rows, encode_rows
+from features.codec import decode_rows, encode_packed
 from features.engine import Rows
 from features.rowindex import RowIndex, merge_all
 from features.texts import Texts
 from features.watermark import is_past, past_fields
+from stream.resp import Wired
 
 Ints = NDArray[np.int64]
 VIEW = -1  # the partition under which views are indexed
@@ -114,11 +115,10 @@ class EntityCache:
             self._fresh_until[self._stale.views] = until_s
             self._stale = None
 
-    def encode(self, rows: Ints) -> dict[bytes, bytes]:
+    def encode(self, rows: Ints) -> Wired:
         """Redis fields and values of ``rows`` (each once) as they are now."""
-        values = encode_rows(self.layout, rows, self.rows.ints, self.rows.floats)
-        names = self._index.names
-        return dict(zip([names[row] for row in rows.tolist()], values, strict=True))
+        data, ends = encode_packed(self.layout, rows, self.rows.ints, self.rows.floats)
+        return Wired(len(rows), self._index.arguments(self._prefix, rows, data, ends))
 
     def past(self, values: Mapping[bytes, bytes], watermark: int) -> list[bytes]:
         """Those of the Redis fields that are of this kind and read as empty from a watermark on."""

@@ -28,6 +28,7 @@ from features.watermark import UNMARKED, Watermark
 from stream.entities import EntityCache, evict
 from stream.intake import Emitted, Intake, Part, Progress
 from stream.lane import Held, LetterId, Produced, Records, Tally, after_sources, emitted_before, reached
+from stream.resp import Wired
 from stream.settings import Settings
 from stream.store import FIELDS_MAX, HEAD, head_watermark
 from stream.vectors import VectorLog
@@ -243,9 +244,8 @@ class FraudLane:
             if state.done and reached(part.offsets, state.answered):
                 state.done = set()
                 state.emitted = {}
-            fields: dict[bytes, bytes] = {}
-            for cache, slots in zip(self.caches, part.slots, strict=True):
-                fields |= cache.encode(np.unique(slots))
+            pairs = zip(self.caches, part.slots, strict=True)
+            fields = Wired.of([cache.encode(np.unique(slots)) for cache, slots in pairs])
             produced.append(Produced(part.partition, part.offsets, part.answers.messages, fields, part.watermark))
         return produced
 

@@ -64,7 +64,7 @@ class Produced:
     partition: int
     offsets: dict[str, int]
     messages: dict[str, list[Message]] = field(default_factory=dict)
-    fields: dict[bytes, bytes] = field(default_factory=dict)
+    fields: Mapping[bytes, bytes] = field(default_factory=dict)
     watermark: Watermark = UNMARKED
 
 

@@ -18,6 +18,7 @@ from redis.asyncio.cluster import ClusterNode, PipelineCommand, RedisCluster
 from redis.exceptions import AskError, ClusterDownError, MovedError, ResponseError
 
 from stream.connections import RedisClient, cluster_seed
+from stream.resp import Wired
 from stream.settings import RedisSettings
 
 _REDIRECTS_MAX = 5  # a moving slot redirects once or twice
@@ -27,7 +28,7 @@ class Command(NamedTuple):
     """The words of a command, and the one key that is among them."""
 
     key: str
-    words: tuple[str | bytes | int, ...]
+    words: tuple[str | bytes | int | Wired, ...]
 
 
 async def round_trip(client: RedisClient, settings: RedisSettings, commands: Sequence[Command]) -> list[Any]:

@@ -25,6 +25,7 @@ import msgspec
 from features.errors import StateConflict, StateMismatch
 from features.watermark import UNMARKED, Watermark
 from stream.connections import RedisClient, redis_errors
+from stream.resp import Wired
 from stream.roundtrip import Command, round_trip
 from stream.settings import RedisSettings
 
@@ -124,8 +125,11 @@ class StateStore:
         commands = []
         for write in writes:
             key = self.key(write.partition)
-            pairs = [word for pair in write.fields.items() for word in pair]
-            commands.append(Command(key, ("EVAL", _APPLY, 1, key, write.expected, HEAD, write.head, *pairs)))
+            head = ("EVAL", _APPLY, 1, key, write.expected, HEAD, write.head)
+            if isinstance(write.fields, Wired) and not self._settings.cluster:
+                commands.append(Command(key, (*head, write.fields)))
+            else:
+                commands.append(Command(key, (*head, *[word for pair in write.fields.items() for word in pair])))
         replies = await self._trip(commands)
         for write, found in zip(writes, replies, strict=True):
             if found:

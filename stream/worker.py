@@ -51,6 +51,7 @@ from stream.vectors import VectorLog
 
 log = logging.getLogger("headrace.worker")
 FAUST_VERSION = "0.15."
+_SWITCH_S = 0.0003  # fetching, computing and writing are three threads: none shall wait 5 ms for its turn
 _T = TypeVar("_T")
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -217,6 +218,7 @@ def run(settings: Settings, schema: Schema) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+    sys.setswitchinterval(_SWITCH_S)
     companion = _Companion(parts, Sweeper(stations, metrics, settings.worker.sweep_every_s),
                            settings.worker.model_poll_s)  # fmt: skip
     worker = _Worker(app, companion, loop=loop, loglevel="WARN", quiet=True,
