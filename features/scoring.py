@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,13 +68,15 @@ class FraudModel:
         if not 0.0 <= thresholds.review <= thresholds.block:
             raise ValueError(f"review {thresholds.review} is not in 0..block {thresholds.block}")
 
-    def score_many(self, x: Floats) -> tuple[Floats, Floats]:
+    def score_many(self, x: Floats, beside: Executor | None = None) -> tuple[Floats, Floats]:
         """Probability of fraud and anomaly of each vector.
 
         Parameters
         ----------
         x : float64[n, F]
             Feature vectors, NaN = missing.
+        beside : Executor, optional
+            Walks the forest while this thread walks the trees; both leave Python's lock to others.
 
         Returns
         -------
@@ -87,6 +90,9 @@ class FraudModel:
         ValueError
             If ``x`` does not have F columns.
         """
+        if beside is not None:
+            walking = beside.submit(self.forest.anomaly, x)
+            return self._trees.probability(x), walking.result()
         anomaly = self.forest.anomaly(x)
         return self._trees.probability(x), anomaly
 

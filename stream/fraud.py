@@ -8,8 +8,10 @@ the applied offset are skipped; what was emitted but not applied is folded again
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -34,6 +36,7 @@ from stream.store import FIELDS_MAX, HEAD, head_watermark
 from stream.vectors import VectorLog
 
 _Scored = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int8]]
+_BESIDE_FROM = 256  # transactions of a cycle from which on a second thread gives more than it costs
 _ROUND = 6  # decimals of scores: what is published is what is remembered
 
 
@@ -61,6 +64,7 @@ class FraudLane:
         )  # fmt: skip
         self._tables = tuple(cache.rows for cache in self.caches)
         self._log = log
+        self._beside = ThreadPoolExecutor(1, "headrace-beside")
 
     def resume(self, partition: int, offsets: Mapping[str, int], watermark: Watermark = UNMARKED) -> None:
         """Start a partition at the applied ``offsets`` and watermark; nothing of it is cached."""
@@ -206,7 +210,8 @@ class FraudLane:
 
     def _score(self, model: FraudModel, x: NDArray[np.float64]) -> _Scored:
         worker = self._worker
-        score, anomaly = model.score_many(x) if len(x) else (np.zeros(0), np.zeros(0))
+        beside = self._beside if len(x) >= _BESIDE_FROM else None
+        score, anomaly = model.score_many(x, beside) if len(x) else (np.zeros(0), np.zeros(0))
         score, anomaly = np.round(score, _ROUND), np.round(anomaly, _ROUND)
         block = model.thresholds.block if worker.block_score is None else worker.block_score
         review = model.thresholds.review if worker.review_score is None else worker.review_score
@@ -235,7 +240,8 @@ class FraudLane:
 
     def _produced(self, work: list[Part], decided: _Decided, models: Any, tally: Tally) -> list[Produced]:
         produced, first = [], 0
-        for part in work:
+        encoding = self._encoding(work, beside=len(decided.action) >= _BESIDE_FROM)
+        for part, encoded in zip(work, encoding, strict=True):
             mine = decided.take(slice(first, first + len(part.records)))
             first += len(part.records)
             self._answer(part, mine, models)
@@ -244,10 +250,19 @@ class FraudLane:
             if state.done and reached(part.offsets, state.answered):
                 state.done = set()
                 state.emitted = {}
-            pairs = zip(self.caches, part.slots, strict=True)
-            fields = Wired.of([cache.encode(np.unique(slots)) for cache, slots in pairs])
-            produced.append(Produced(part.partition, part.offsets, part.answers.messages, fields, part.watermark))
+            produced.append(Produced(part.partition, part.offsets, part.answers.messages, encoded(), part.watermark))
         return produced
+
+    def _encoding(self, work: list[Part], *, beside: bool) -> list[Callable[[], Wired]]:
+        """The new state of each part for Redis; of a large cycle another thread encodes it while this one decides."""
+
+        def encode(part: Part) -> Wired:
+            pairs = zip(self.caches, part.slots, strict=True)
+            return Wired.of([cache.encode(np.unique(slots)) for cache, slots in pairs])
+
+        if beside:
+            return [self._beside.submit(encode, part).result for part in work]
+        return [partial(encode, part) for part in work]
 
     @staticmethod
     def _count(part: Part, decided: _Decided, tally: Tally) -> None:

@@ -195,7 +195,9 @@ class FakeFraud:
     def __init__(self, shift: float = 0.0) -> None:
         self.shift = shift
 
-    def score_many(self, x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def score_many(
+        self, x: NDArray[np.float64], beside: object = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """As FraudModel."""
         score = (np.nan_to_num(x, nan=0.5) @ np.linspace(0.01, 0.02, x.shape[1]) + self.shift) % 1.0
         return score, 1.0 - score
