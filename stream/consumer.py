@@ -25,9 +25,9 @@ from faust.types import TP
 from features.errors import HeadraceError, RedisUnavailable, ServiceUnavailable, StateConflict
 from stream.connections import kafka_client_args
 from stream.cycle import Bounds, Pipeline, failure_cause
+from stream.lane import Target
 from stream.metrics import Metrics
 from stream.offsets import offset_range
-from stream.publisher import Target
 from stream.settings import Settings
 
 log = logging.getLogger("headrace.worker")
@@ -97,6 +97,7 @@ class FetchThread(driver.AIOKafkaConsumerThread):
             share = min(-(-max_records // len(filled)), limit)
             with fetcher._subscriptions.fetch_context():
                 for tp in filled:
+                    _as_they_are(fetcher._records[tp])
                     found |= await fetcher.fetched_records([tp], 0, share)
         return found or await super()._fetch_records(consumer, active_partitions, timeout, max_records)
 
@@ -105,6 +106,17 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         assignment = self._ensure_consumer()._subscription.subscription.assignment
         state = assignment.state_value(aiokafka.TopicPartition(tp.topic, tp.partition)) if assignment else None
         return state.position if state is not None and state.has_valid_position else None
+
+
+def _as_they_are(fetched: Any) -> None:
+    """Have a fetched batch give its records as they were parsed, without a ConsumerRecord around each."""
+    records = getattr(fetched, "_partition_records", None)
+    if records is not None:
+        records._consumer_record = _same
+
+
+def _same(_: TP, record: Any) -> Any:
+    return record
 
 
 class FetchConsumer(driver.Consumer):

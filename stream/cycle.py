@@ -32,9 +32,9 @@ from msgspec.structs import replace
 
 from features.errors import RedisUnavailable, StateConflict, StateMissing
 from features.watermark import Watermark
-from stream.lane import Held, Lane, Message, Produced, Record, Tally, reached
+from stream.lane import Held, Lane, Message, Produced, Record, Tally, Target, reached
 from stream.metrics import Metrics
-from stream.publisher import Pending, Publisher, Target
+from stream.publisher import Pending, Publisher
 from stream.store import HEAD, Head, StateStore, Write, conflict, decode_head, encode_head
 from stream.tails import TailReader
 

@@ -29,7 +29,17 @@ from features.texts import Texts
 from features.watermark import UNMARKED, Watermark
 from stream.entities import EntityCache, evict
 from stream.intake import Emitted, Intake, Part, Progress
-from stream.lane import Held, LetterId, Produced, Records, Tally, after_sources, emitted_before, reached
+from stream.lane import (
+    Held,
+    LetterId,
+    Produced,
+    Records,
+    Tally,
+    after_sources,
+    emitted_before,
+    reached,
+    source_id,
+)
 from stream.resp import Wired
 from stream.settings import Settings
 from stream.store import FIELDS_MAX, HEAD, head_watermark
@@ -236,7 +246,7 @@ class FraudLane:
             first += len(part.records)
 
     def _source(self, part: Part, offset: int) -> str:
-        return f"{self.topics[0]}:{part.partition}:{offset}"
+        return source_id((self.topics[0], part.partition), offset)
 
     def _produced(self, work: list[Part], decided: _Decided, models: Any, tally: Tally) -> list[Produced]:
         produced, first = [], 0

@@ -156,7 +156,7 @@ class Intake:
         self._queue_labels(partition, state, records.get(self._labels, ()), tally)
         fresh, batch, pinned = self._transactions_ready(partition, state, records)
         for bad in batch.bad:
-            refuse(fresh[bad.index], bad, self._dead_letters, answers, tally)
+            refuse((self._transactions, partition), fresh[bad.index], bad, self._dead_letters, answers, tally)
         clocks = np.maximum.accumulate(np.concatenate([[state.clock], batch.time]))[1:]
         if len(clocks):
             state.clock = int(clocks[-1])
@@ -168,7 +168,7 @@ class Intake:
         tally.unknown_fields += batch.unknown_fields
         for offset in labels.offset[~labels.good].tolist():
             record, reason = state.labels.bad.pop(offset)
-            refuse(record, reason, self._dead_letters, answers, tally)
+            refuse((self._labels, partition), record, reason, self._dead_letters, answers, tally)
         before = np.concatenate([[state.offsets.get(self._labels, 0)], labels.offset + 1])
         state.offsets = state.offsets | {self._labels: int(before[-1])}
         if fresh:
@@ -210,7 +210,7 @@ class Intake:
         if state.emitted:
             here = self._labels_read(state)
             for i, row in enumerate(batch.rows):
-                emitted = state.emitted.get(source_id(fresh[row]))
+                emitted = state.emitted.get(source_id((self._transactions, partition), fresh[row].offset))
                 if emitted is not None and emitted.label_position > here:
                     fresh, state.held = fresh[:row], [*fresh[row:], *state.held]
                     return fresh, self._decoded(fresh, partition), pinned[:i]

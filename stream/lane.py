@@ -38,10 +38,6 @@ class Record(Protocol):
     """What is used of a Kafka record."""
 
     @property
-    def topic(self) -> str: ...
-    @property
-    def partition(self) -> int: ...
-    @property
     def offset(self) -> int: ...
     @property
     def key(self) -> bytes | None: ...
@@ -54,6 +50,7 @@ class Record(Protocol):
 Records = Mapping[str, Sequence[Record]]  # of one partition number: topic to records in offset order
 
 
+Target = tuple[str, int]  # a topic and one of its partitions
 Message = tuple[bytes, bytes]  # key and value to produce
 
 
@@ -164,9 +161,9 @@ def misplaced(keys: Texts, rows: Sequence[int], partition: int, partitions: int,
     }  # fmt: skip
 
 
-def source_id(record: Record) -> str:
+def source_id(target: Target, offset: int) -> str:
     """The deterministic id of a record: ``topic:partition:offset``."""
-    return f"{record.topic}:{record.partition}:{record.offset}"
+    return f"{target[0]}:{target[1]}:{offset}"
 
 
 def after_sources(sources: Iterable[str]) -> dict[str, int]:
@@ -204,16 +201,16 @@ def reached(offsets: Mapping[str, int], wanted: Mapping[str, int]) -> bool:
     return all(offsets.get(topic, 0) >= offset for topic, offset in wanted.items())
 
 
-def dead_letter(record: Record, bad: Bad) -> Message:
+def dead_letter(target: Target, record: Record, bad: Bad) -> Message:
     """The dead letter of a record; it always fits the broker's limit, whatever the record's size."""
     value = record.value or b""
     key = record.key
     letter = DeadLetter(
-        dead_letter_id=source_id(record),
+        dead_letter_id=source_id(target, record.offset),
         reason=bad.code,
         sentence=bad.sentence[:500],
-        topic=record.topic,
-        partition=record.partition,
+        topic=target[0],
+        partition=target[1],
         offset=record.offset,
         length=len(value),
         sha256=hashlib.sha256(value).hexdigest(),
@@ -223,7 +220,7 @@ def dead_letter(record: Record, bad: Bad) -> Message:
     return letter.dead_letter_id.encode(), msgspec.json.encode(letter)
 
 
-def refuse(record: Record, bad: Bad, topic: str, answers: Answers, tally: Tally) -> None:
+def refuse(target: Target, record: Record, bad: Bad, topic: str, answers: Answers, tally: Tally) -> None:
     """Put a record's dead letter among the answers and count it."""
-    answers.add(topic, source_id(record), dead_letter(record, bad))
+    answers.add(topic, source_id(target, record.offset), dead_letter(target, record, bad))
     tally.add(tally.dead_letters, bad.code)

@@ -20,9 +20,8 @@ from aiokafka.errors import (
 )
 
 from features.errors import HeadraceError, ServiceUnavailable, TopicError
-from stream.lane import Message
+from stream.lane import Message, Target
 
-Target = tuple[str, int]
 _STOP_S = 10.0
 _FINAL = (MessageSizeTooLargeError, RecordListTooLargeError, TopicAuthorizationFailedError)
 Pending = tuple[Target, int, "asyncio.Future[Any]"]  # partition, messages, acknowledgement

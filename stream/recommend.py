@@ -188,7 +188,7 @@ class RecommendLane:
             wrong = self._wrong_partition(batch, partition)
             answers = Answers(state.done)
             for bad in (*batch.bad, *wrong.values()):
-                refuse(fresh[bad.index], bad, self._topic_names.dead_letters, answers, tally)
+                refuse((topic, partition), fresh[bad.index], bad, self._topic_names.dead_letters, answers, tally)
             if wrong:
                 batch = self._without(batch, set(wrong))
             tally.add(tally.events, "clicks", len(fresh))
@@ -273,8 +273,9 @@ class RecommendLane:
         for part in work:
             state, batch = self._partitions[part.partition], part.batch
             for i, record in enumerate(part.records):
-                message = self._answer(record, batch, i, models, items[row].tolist(), scores[row].tolist())
-                part.answers.add(self._topic_names.recommendations, source_id(record), message)
+                source = source_id((self.topics[0], part.partition), record.offset)
+                message = self._answer(source, batch, i, models, items[row].tolist(), scores[row].tolist())
+                part.answers.add(self._topic_names.recommendations, source, message)
                 row += 1
             times = np.array([record.timestamp for record in part.records], np.int64)
             tally.timestamps.setdefault("recommendation", []).append(times)
@@ -285,10 +286,9 @@ class RecommendLane:
             produced.append(Produced(part.partition, part.offsets, part.answers.messages, fields, part.watermark))
         return produced
 
-    def _answer(self, record: Record, batch: ClickBatch, i: int, models: Any, items: list[int], scores: list[float]
+    def _answer(self, source: str, batch: ClickBatch, i: int, models: Any, items: list[int], scores: list[float]
                 ) -> Message:  # fmt: skip
         model = models.neighbours
-        source = source_id(record)
         message = Recommendation(
             recommendation_id=source,
             event_id=batch.event_id[i],

@@ -53,7 +53,8 @@ class _Packed(AbstractConnection):
         words = tuple(args[0].encode().split() if isinstance(args[0], str) else args[0].split())
         encode: Any = self.encoder.encode
         wired = args[-1] if isinstance(args[-1], Wired) else None
-        rest = tuple([arg if type(arg) is bytes else bytes(encode(arg)) for arg in args[1 : -1 if wired else None]])
+        plain_args = args[1:] if wired is None else args[1:-1]
+        rest = tuple([arg if type(arg) is bytes else bytes(encode(arg)) for arg in plain_args])
         packed = hiredis.pack_command((*words, *rest))
         if wired is None:
             return [packed]

@@ -13,8 +13,8 @@ from aiokafka.errors import KafkaError
 
 from features.errors import ServiceUnavailable, StateMissing
 from stream.connections import kafka_consumer, kafka_errors
+from stream.lane import Target
 from stream.offsets import offset_range
-from stream.publisher import Target
 from stream.settings import KafkaSettings
 
 

@@ -21,9 +21,8 @@ from features.schema import load_schema
 from features.scoring import Thresholds
 from stream.cycle import Bounds, Pipeline, Station
 from stream.fraud import FraudLane
-from stream.lane import Lane, Message
+from stream.lane import Lane, Message, Target
 from stream.metrics import Metrics
-from stream.publisher import Target
 from stream.recommend import RecommendLane
 from stream.settings import Settings, TopicSettings, WorkerSettings
 from stream.store import HEAD, Write, conflict

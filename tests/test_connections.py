@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
@@ -16,6 +17,7 @@ from features.errors import ServiceUnavailable, SettingsError, StateError
 from stream.connections import check_redis, kafka_client_args, redis_client
 from stream.embedded import LOOPBACK, RedisServer, free_port
 from stream.offsets import offset_range
+from stream.resp import Wired
 from stream.settings import KafkaSettings, RedisSettings, TopicSettings
 from stream.topics import check_topics, create_topics
 from tests.servers import KafkaServer, fresh_name, kafka_libs
@@ -195,3 +197,28 @@ def test_kafka_is_reached_by_tls_with_a_password_and_refuses_a_wrong_one(
             assert "Authentication failed" in text or "certificate" in text
     finally:
         server.stop(timeout_s=20.0)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_arguments_that_are_in_the_wire_format_already_reach_redis_as_they_are(
+    redis_server: RedisServer, count: int
+) -> None:
+    fields = {b"name\r\n%d" % i: b"value \xff\r\n$" * i for i in range(count)}
+    wire = b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for pair in fields.items() for word in pair)
+    wired = Wired.of([Wired(count, wire), Wired(0, b"")])
+
+    async def run() -> tuple[Any, Any]:
+        client = redis_client(RedisSettings(url=redis_server.url))
+        try:
+            async with client.pipeline(transaction=False) as pipe:
+                _ = pipe.execute_command("HSET", "wired", b"first", "as text", wired)
+                _ = pipe.execute_command("HGETALL", "wired")
+                _ = pipe.execute_command("DEL", "wired")
+                _, found, _ = await pipe.execute()
+            return found, await client.config_get("maxmemory-policy")
+        finally:
+            await client.aclose()
+
+    found, policy = asyncio.run(run())
+    assert found == {b"first": b"as text"} | fields
+    assert policy and dict(wired) == fields and len(wired) == count

@@ -44,7 +44,7 @@ def reason(message: bytes | dict[str, Any] | None, decoder: Any = TRANSACTIONS) 
     assert batch.rows == [] and len(batch.bad) == 1
     bad = batch.bad[0]
     assert bad.code in get_args(DeadLetterReason)
-    _, letter = dead_letter(FakeRecord("t", 0, 7, b"\xff", value, NOW_MS), bad)
+    _, letter = dead_letter(("t", 0), FakeRecord("t", 0, 7, b"\xff", value, NOW_MS), bad)
     assert msgspec.json.decode(letter, type=DeadLetter).reason == bad.code
     return bad.code, bad.sentence
 

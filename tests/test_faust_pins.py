@@ -114,11 +114,13 @@ def test_the_position_of_a_fetch_is_where_it_is_looked_for() -> None:
 
 
 def test_what_is_fetched_lies_where_it_is_looked_for() -> None:
-    from aiokafka.consumer.fetcher import Fetcher
+    from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 
     source = inspect.getsource(Fetcher)
     assert "self._records = collections.OrderedDict()" in source
     assert "self._closed = False" in source
+    assert "FetchResult(" in source and "_partition_records" in inspect.getsource(FetchResult)
+    assert "self._consumer_record(tp, record)" in inspect.getsource(PartitionRecords)
     assert list(inspect.signature(Fetcher.fetched_records).parameters) == [
         "self",
         "partitions",

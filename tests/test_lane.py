@@ -36,7 +36,9 @@ class Sent:
 
 def test_a_dead_letter_of_a_huge_record_keeps_its_beginning_its_length_and_its_hash() -> None:
     value = bytes(range(256)) * 4096
-    key, sent = dead_letter(Sent("clicks", 3, 7, b"k" * 10_000, value), Bad(0, "oversized", "s" * 10_000))
+    key, sent = dead_letter(
+        ("clicks", 3), Sent("clicks", 3, 7, b"k" * 10_000, value), Bad(0, "oversized", "s" * 10_000)
+    )
     letter = msgspec.json.decode(sent, type=DeadLetter)
     assert base64.b64decode(letter.value) == value[:DEAD_LETTER_BYTES]
     assert (letter.length, letter.sha256) == (len(value), hashlib.sha256(value).hexdigest())
@@ -45,7 +47,7 @@ def test_a_dead_letter_of_a_huge_record_keeps_its_beginning_its_length_and_its_h
 
 
 def test_a_dead_letter_of_nothing_says_so() -> None:
-    letter = msgspec.json.decode(dead_letter(Sent("t", 0, 1, None, None), Bad(0, "empty", "no"))[1])
+    letter = msgspec.json.decode(dead_letter(("t", 0), Sent("t", 0, 1, None, None), Bad(0, "empty", "no"))[1])
     assert (letter["length"], letter["value"], letter["key"]) == (0, "", None)
 
 
