@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from features.errors import HeadraceError, SettingsError
+from stream.processes import ONE_THREAD
 from stream.settings import Settings, load_settings, named_settings
 
 if TYPE_CHECKING:
@@ -236,6 +237,8 @@ def worker(
     ] = None,
 ) -> None:
     """Decide: read transactions, labels and clicks, write decisions, alerts and recommendations."""
+    for name, count in ONE_THREAD.items():  # before the first of the libraries is imported
+        os.environ.setdefault(name, count)
     settings = _load(
         config,
         kafka__bootstrap=kafka,

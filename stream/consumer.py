@@ -24,11 +24,12 @@ from faust.types import TP
 
 from features.errors import HeadraceError, RedisUnavailable, ServiceUnavailable, StateConflict
 from stream.connections import kafka_client_args
-from stream.cycle import Bounds, Pipeline, failure_cause
+from stream.cycle import Pipeline, failure_cause
 from stream.lane import Target
 from stream.metrics import Metrics
 from stream.offsets import offset_range
 from stream.settings import Settings
+from stream.station import Bounds
 
 log = logging.getLogger("headrace.worker")
 _POLL_S = 0.25  # longest wait of one fetch, so that a failed cycle or a stop is noticed

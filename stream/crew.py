@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import HeadraceError
-from stream.processes import Child
+from stream.processes import ONE_THREAD, Child
 from stream.scrape import scrape
 from stream.settings import Settings
 from stream.settings_reader import environment_name
@@ -67,8 +67,7 @@ def worker_child(settings: Settings, directory: Path, environment: Mapping[str, 
 
 def trainer_child(settings: Settings, directory: Path, environment: Mapping[str, str]) -> Child:
     """``headrace trainer`` with these settings, on one thread whatever the libraries would like."""
-    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-    return Child("trainer", _command("trainer"), directory, settings_environment(settings, environment) | one_thread)
+    return Child("trainer", _command("trainer"), directory, settings_environment(settings, environment) | ONE_THREAD)
 
 
 def _command(name: str) -> list[str]:

@@ -25,17 +25,15 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from msgspec.structs import replace
-
-from features.errors import RedisUnavailable, StateConflict, StateMissing
+from features.errors import RedisUnavailable, StateConflict
 from features.watermark import Watermark
 from stream.lane import Held, Lane, Message, Produced, Record, Tally, Target, reached
 from stream.metrics import Metrics
 from stream.publisher import Pending, Publisher
-from stream.store import HEAD, Head, StateStore, Write, conflict, decode_head, encode_head
+from stream.station import Bounds, Station, heads_of
+from stream.store import HEAD, Head, Write, conflict, encode_head
 from stream.tails import TailReader
 
 log = logging.getLogger("headrace.worker")
@@ -44,30 +42,6 @@ _THREAD_FROM = 256  # records of a cycle from which on a change of threads costs
 _T = TypeVar("_T")
 
 Fetched = Mapping[Target, Sequence[Record]]
-
-
-@dataclass(slots=True)
-class Station:
-    """A lane with its store, and the applied head of each partition that this worker holds.
-
-    By partition, ``answered``: up to which input offsets the tails held answers when it was taken over, and ``ends``:
-    where the tails ended then.
-    """
-
-    lane: Lane
-    store: StateStore
-    heads: dict[int, tuple[Head, bytes]]
-    answered: dict[int, dict[str, int]] = field(default_factory=dict)
-    ends: dict[int, dict[str, int]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """First and end offset of each input partition, and what the group has committed (None: nothing)."""
-
-    first: Mapping[Target, int]
-    end: Mapping[Target, int]
-    committed: Mapping[Target, int | None]
 
 
 class Pipeline:
@@ -114,28 +88,11 @@ class Pipeline:
         self._accepting = True
         return seeks
 
-    async def _heads(self, station: Station, found: Mapping[int, bytes], bounds: Bounds) -> dict[int, Head]:
-        """The head that each partition stands at; a new one, and a newly named output, begins where the topics are."""
-        lane, heads = station.lane, dict[int, Head]()
-        for p, value in found.items():
-            where = station.store.key(p)
-            if value:
-                heads[p] = decode_head(value, schema=self._schema_hash, partitions=lane.partitions, where=where)
-                _check_bounds(lane, p, heads[p], bounds)
-            else:
-                _refuse_cold(lane, p, bounds, where)
-                offsets = {t: bounds.first.get((t, p), 0) for t in lane.topics}
-                heads[p] = Head(offsets, {}, self._schema_hash, lane.partitions)
-        missing = [(t, p) for p, head in heads.items() for t in lane.outputs if t not in head.outputs]
-        ends = await self._tails.ends(missing) if missing else {}
-        outputs = {p: {t: head.outputs.get(t, ends.get((t, p), 0)) for t in lane.outputs} for p, head in heads.items()}
-        return {p: replace(head, outputs=outputs[p]) for p, head in heads.items()}
-
     async def _take_over(self, station: Station, partitions: list[int], bounds: Bounds) -> dict[Target, int]:
         lane, store = station.lane, station.store
         values = await store.read({p: [HEAD] for p in partitions})
         found = {p: values[p][0] or b"" for p in partitions}
-        heads = await self._heads(station, found, bounds)
+        heads = await heads_of(station, found, bounds, self._tails, self._schema_hash)
         # A new writer in the head fences the earlier owner before its tails are read: it can no longer apply.
         fenced = {p: self._signed(head.offsets, head.outputs, head.watermark, lane) for p, head in heads.items()}
         await store.apply([Write(p, found[p], encode_head(fenced[p]), {}) for p in partitions])
@@ -396,32 +353,3 @@ def failure_cause(error: BaseException) -> str:
     if isinstance(error, StateConflict):
         return "conflict"
     return "redis" if isinstance(error, RedisUnavailable) else "kafka"
-
-
-def _refuse_cold(lane: Lane, partition: int, bounds: Bounds, where: str) -> None:
-    """An empty Redis under committed offsets would score every card as new: never silently."""
-    for topic in lane.topics:
-        committed = bounds.committed.get((topic, partition))
-        if committed is not None and committed > bounds.first.get((topic, partition), 0):
-            raise StateMissing(
-                f"Redis has no state at {where}, but the group has committed offset {committed} of {topic} partition "
-                f"{partition}. Was Redis emptied? Restore it, or start over with another "
-                "redis.namespace and worker.group"
-            )
-
-
-def _check_bounds(lane: Lane, partition: int, head: Head, bounds: Bounds) -> None:
-    for topic in lane.topics:
-        offset, target = head.offsets.get(topic, 0), (topic, partition)
-        first, end = bounds.first.get(target, 0), bounds.end.get(target, offset)
-        if offset > end:
-            raise StateMissing(
-                f"the applied offset {offset} of {topic} partition {partition} lies beyond its end {end}: the topic "
-                "was emptied or recreated. Start over with another redis.namespace and worker.group"
-            )
-        if offset < first:
-            raise StateMissing(
-                f"records {offset} to {first} of {topic} partition {partition} were deleted before they were applied; "
-                "retention must exceed the longest stop. Start over with another "
-                "redis.namespace and worker.group"
-            )

@@ -76,12 +76,20 @@ class EntityCache:
         self.hits += len(rows) - len(new)
         return rows
 
-    def claim_views(self, ids: Texts, hashes: Ints, cycle: int, now_s: float) -> Ints:
-        """The row of each id's view; those that are new or stale wait for :meth:`fill`. Call it once for a cycle."""
+    def claim_views(self, ids: Texts, hashes: Ints, cycle: int, now_s: float, rebuilt_max: int | None = None) -> Ints:
+        """The row of each id's view; those that are new or stale wait for :meth:`fill`. Call it once for a cycle.
+
+        Of those built before, at most ``rebuilt_max`` are built anew, the ones first that have waited longest.
+        """
         rows, _ = self._rows(VIEW, ids, hashes, cycle)
-        stale, firsts = np.unique(rows[self._fresh_until[rows] <= now_s], return_index=True)
+        stale, at = np.unique(rows, return_index=True)
+        until = self._fresh_until[stale]
+        due = until <= now_s
+        if rebuilt_max is not None and np.count_nonzero(due & (until >= 0.0)) > rebuilt_max:
+            longest = np.sort(until[due & (until >= 0.0)])[rebuilt_max]
+            due &= until < longest
+        stale, at = stale[due], at[due]
         if len(stale):
-            at = np.flatnonzero(self._fresh_until[rows] <= now_s)[firsts]
             some, some_hashes = ids.take(at), hashes[at]
             shards = [self._index.find(p, some, some_hashes)[0] for p in range(self._partitions)]
             names = self._index.names

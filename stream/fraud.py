@@ -46,6 +46,7 @@ from stream.store import FIELDS_MAX, HEAD, head_watermark
 from stream.vectors import VectorLog
 
 _Scored = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int8]]
+_FOREIGN_SHARE = 0.25  # shards of other workers that a worker that lags reads anew for each event
 _BESIDE_FROM = 256  # transactions of a cycle from which on a second thread gives more than it costs
 _ROUND = 6  # decimals of scores: what is published is what is remembered
 
@@ -74,6 +75,7 @@ class FraudLane:
         )  # fmt: skip
         self._tables = tuple(cache.rows for cache in self.caches)
         self._log = log
+        self._lags = False
         self._beside = ThreadPoolExecutor(1, "headrace-beside")
 
     def resume(self, partition: int, offsets: Mapping[str, int], watermark: Watermark = UNMARKED) -> None:
@@ -123,6 +125,7 @@ class FraudLane:
 
     def begin(self, fetched: Mapping[int, Records], lagging: Mapping[int, bool], tally: Tally) -> list[Part]:
         """Skip what is applied, decode, check the keys, and put transactions and labels in order."""
+        self._lags = any(lagging.values())
         return self._intake.take(fetched, lagging, tally)
 
     def wanted(self, work: list[Part], cycle: int, now_s: float) -> dict[int, list[bytes]]:
@@ -135,10 +138,15 @@ class FraudLane:
             ]
             part.views = list(part.slots)
         wanted: dict[int, list[bytes]] = {}
+        foreign, rebuilt_max = self.partitions - len(self._intake.partitions), None
+        if self._lags and foreign:
+            # Catching up comes first: reading other workers' shards takes a share of it that does not grow with them.
+            rebuilt_max = int(_FOREIGN_SHARE * sum(len(part.order) for part in work) / foreign) + 1
         for e, cache in enumerate(self.caches):
             if cache.merged and work:
                 ids = Texts.concat([part.entities[e] for part in work])
-                views = cache.claim_views(ids, np.concatenate([part.hashes[e] for part in work]), cycle, now_s)
+                views = cache.claim_views(ids, np.concatenate([part.hashes[e] for part in work]), cycle, now_s,
+                                          rebuilt_max)  # fmt: skip
                 ends = np.cumsum([len(part.order) for part in work])
                 for part, found in zip(work, np.split(views, ends[:-1]), strict=True):
                     part.views[e] = found

@@ -24,6 +24,8 @@ from typing import Final
 
 from features.errors import ServiceUnavailable
 
+# Libraries that would start a thread for every core get one: a worker has its own threads, a trainer steps back.
+ONE_THREAD: Final = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 _LEASH: Final = str(Path(__file__).with_name("leash.py"))
 _POLL_S: Final = 0.02
 _LOG_TAIL_BYTES: Final = 64 * 1024

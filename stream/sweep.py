@@ -17,8 +17,8 @@ import logging
 from collections.abc import Sequence
 
 from features.errors import HeadraceError
-from stream.cycle import Station
 from stream.metrics import Metrics
+from stream.station import Station
 from stream.store import REMOVED_MAX
 
 log = logging.getLogger("headrace.worker")

@@ -35,7 +35,7 @@ from stream.connections import (
     redis_client,
 )
 from stream.consumer import FetchTransport, HeadraceApp, WorkerContext
-from stream.cycle import Pipeline, Station
+from stream.cycle import Pipeline
 from stream.fraud import FraudLane
 from stream.lane import Lane
 from stream.metrics import Metrics
@@ -43,6 +43,7 @@ from stream.models import ModelHolder
 from stream.publisher import Publisher
 from stream.recommend import RecommendLane
 from stream.settings import KafkaSettings, Settings
+from stream.station import Station
 from stream.store import StateStore
 from stream.sweep import Sweeper
 from stream.tails import TailReader

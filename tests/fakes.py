@@ -19,12 +19,13 @@ from features.hashing import hash_strings, partitions_of
 from features.messages import Reason
 from features.schema import load_schema
 from features.scoring import Thresholds
-from stream.cycle import Bounds, Pipeline, Station
+from stream.cycle import Pipeline
 from stream.fraud import FraudLane
 from stream.lane import Lane, Message, Target
 from stream.metrics import Metrics
 from stream.recommend import RecommendLane
 from stream.settings import Settings, TopicSettings, WorkerSettings
+from stream.station import Bounds, Station
 from stream.store import HEAD, Write, conflict
 
 SCHEMA = load_schema()

@@ -208,7 +208,7 @@ def test_arguments_that_are_in_the_wire_format_already_reach_redis_as_they_are(
     wired = Wired.of([Wired(count, wire), Wired(0, b"")])
 
     async def run() -> tuple[Any, Any]:
-        client = redis_client(RedisSettings(url=redis_server.url))
+        client: Any = redis_client(RedisSettings(url=redis_server.url))
         try:
             async with client.pipeline(transaction=False) as pipe:
                 _ = pipe.execute_command("HSET", "wired", b"first", "as text", wired)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from features.errors import ServiceUnavailable, StateConflict, StateMissing
-from stream.cycle import Bounds
+from stream.station import Bounds
 from tests.fakes import FakeWorker, World, item_number
 
 

@@ -156,6 +156,17 @@ def test_a_view_built_again_holds_nothing_of_the_one_before() -> None:
         assert view(cache, "a", 1.0, 0.0) == 3.0
 
 
+def test_only_so_many_views_are_built_anew_and_new_ones_always_are() -> None:
+    cache = new_cache(partitions=2)
+    for n, id_ in enumerate("abcd"):
+        view(cache, id_, 0.0, float(n))  # a is stale first
+    texts = Texts.of(list("dcbae"))
+    for expected in ({"a", "b", "e"}, {"c", "d"}, set()):
+        cache.claim_views(texts, texts.hashes(), 2, 10.0, rebuilt_max=2)
+        assert {field.decode()[-1] for field in cache.wanted().get(0, [])} == expected
+        answer(cache, until_s=20.0)
+
+
 def test_losing_a_partition_forgets_its_rows_and_all_views() -> None:
     cache = new_cache(partitions=2)
     for partition in (0, 1):
