@@ -162,9 +162,9 @@ def compare(vectors: Vectors, frame: Any, narrow: Columns, wide: Columns, schema
     scale = float(np.abs(frame[amount]).max())
     for entity in schema.entities:
         apart = ~frame.duplicated([entity.fields[0], "time"], keep=False).to_numpy()
-        longest_pause = frame.assign(pause=narrow[f"{entity.name}_seconds_since_last"]).groupby(entity.fields[0])["pause"]
+        pauses = frame.assign(pause=narrow[f"{entity.name}_seconds_since_last"]).groupby(entity.fields[0])["pause"]
         starts_anew_s = 2 * max(*entity.windows_ms, *entity.label_windows_ms) / 1000
-        known = ~(longest_pause.transform("max") > starts_anew_s).to_numpy()[apart]
+        known = ~(pauses.transform("max") > starts_anew_s).to_numpy()[apart]
         for name in (name for name in vectors.names if name.startswith(f"{entity.name}_") and name in narrow):
             found = vectors.x[apart, vectors.names.index(name)]
             low, high = narrow[name][apart], wide[name][apart]
