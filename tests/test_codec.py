@@ -148,7 +148,7 @@ def test_noise_never_touches_another_row(version: int, noise: bytes, e: int) -> 
 @given(st.floats() | st.integers(0, 10**8).map(lambda n: n / 100), st.integers(-3, 3))
 def test_a_number_keeps_every_bit(value: float, off: int) -> None:
     for _ in range(abs(off)):
-        value = float(np.nextafter(value, math.inf if off > 0 else -math.inf))
+        value = math.nextafter(value, math.inf if off > 0 else -math.inf)
     out = np.zeros(16, np.uint8)
     for units in (1e2, 1e4, 1e6):
         end = put_number(out, 0, value, units)
