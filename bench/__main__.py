@@ -46,7 +46,9 @@ def run(play: Stage, rows: set[int], *, quick: bool) -> dict[str, Any]:
         found["replay"] = replay.measure(quick=quick)
         say(f"replay {found['replay']}")
     if 8 in rows:
-        found["memory"] = memory.measure(play.redis.url) | _worker_memory(play)
+        stored = memory.measure(play.redis.url)
+        history = next(world for world in stored.values() if isinstance(world, dict))
+        found["memory"] = stored | {"bytes_per_shard": history["total"]["bytes_per_field"]} | _worker_memory(play)
         say(f"memory {found['memory']}")
     if 9 in rows:
         found["partitions"] = growth.by_partitions(play, 3, say)
@@ -81,7 +83,7 @@ def summarize(found: dict[str, Any]) -> dict[str, float | None]:
         pick("throughput", "headrace", "events_per_s"),
         pick("latency", "1000", "added_ms", "p50"), pick("latency", "1000", "added_ms", "p99"),
         pick("latency", "5000", "headrace", "p99"), pick("recommendations", "1000", "added_ms", "p99"),
-        pick("replay", "events_per_s"), pick("replay", "ratio"), pick("memory", "handbook", "bytes_per_shard"),
+        pick("replay", "events_per_s"), pick("replay", "ratio"), pick("memory", "bytes_per_shard"),
         pick("memory", "worker_rss_mb"), pick("memory", "ready_s"),
     )  # fmt: skip
     return {name: None if value is None else float(f"{value:.4g}") for name, value in zip(SUMMARY, values, strict=True)}

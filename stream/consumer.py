@@ -13,10 +13,13 @@ import logging
 import os
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from types import MappingProxyType
 from typing import Any, cast
 
 import aiokafka
 import faust
+import uvloop
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
 from faust.transport.drivers import aiokafka as driver
@@ -60,7 +63,9 @@ class HeadraceApp(faust.App):
 
 
 class FetchThread(driver.AIOKafkaConsumerThread):
-    """The thread that owns the aiokafka consumer."""
+    """The thread that owns the aiokafka consumer. ``lagging``: which partitions held more, as of the last fetch."""
+
+    lagging: Mapping[Target, bool] = MappingProxyType({})
 
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         """Our own settings instead of Faust's: it hard-codes a wait of 1,500 ms, and assigns by round robin.
@@ -92,7 +97,7 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         if not self.consumer.flow_active or consumer._closed or fetcher._closed:
             return await super()._fetch_records(consumer, active_partitions, timeout, max_records)
         filled = [tp for tp in fetcher._records if tp in active_partitions]
-        found: dict[Any, Any] = {}
+        found: Any = {}
         if filled and max_records is not None:
             limit = cast(HeadraceApp, self.app).context.pipeline.records_max
             share = min(-(-max_records // len(filled)), limit)
@@ -100,13 +105,21 @@ class FetchThread(driver.AIOKafkaConsumerThread):
                 for tp in filled:
                     _as_they_are(fetcher._records[tp])
                     found |= await fetcher.fetched_records([tp], 0, share)
-        return found or await super()._fetch_records(consumer, active_partitions, timeout, max_records)
+        if not found:
+            found = await super()._fetch_records(consumer, active_partitions, timeout, max_records)
+        self.lagging = {(tp.topic, tp.partition): self._lags(consumer, tp) for tp in active_partitions}
+        return found
 
-    def fetch_position(self, tp: TP) -> int | None:
-        """The offset that the next fetch of a partition will return, past control records and gaps; None: unknown."""
-        assignment = self._ensure_consumer()._subscription.subscription.assignment
-        state = assignment.state_value(aiokafka.TopicPartition(tp.topic, tp.partition)) if assignment else None
-        return state.position if state is not None and state.has_valid_position else None
+    @staticmethod
+    def _lags(consumer: Any, tp: TP) -> bool:
+        """Whether a partition is known to hold more than it has given by now, past control records and gaps."""
+        place = aiokafka.TopicPartition(tp.topic, tp.partition)
+        assignment = consumer._subscription.subscription.assignment
+        state = assignment.state_value(place) if assignment else None
+        if state is None or not state.has_valid_position:
+            return True
+        end = consumer.highwater(place)
+        return end is None or bool(state.position < end)
 
 
 def _as_they_are(fetched: Any) -> None:
@@ -120,6 +133,34 @@ def _same(_: TP, record: Any) -> Any:
     return record
 
 
+class _Fetched:
+    """What was fetched in one generation of the group and not yet taken."""
+
+    def __init__(self, generation: int) -> None:
+        self.generation = generation
+        self.arrived, self.taken = asyncio.Event(), asyncio.Event()
+        self.count = 0
+        self.over = False
+        self._records: dict[Target, list[Any]] = {}
+        self._lagging: Mapping[Target, bool] = {}
+
+    def add(self, found: Mapping[TP, list[Any]], lagging: Mapping[Target, bool]) -> None:
+        """Take in one fetch, and which partitions held more after it."""
+        for tp, records in found.items():
+            self._records.setdefault((tp.topic, tp.partition), []).extend(records)
+            self.count += len(records)
+        self._lagging = lagging
+        if found:
+            self.arrived.set()
+
+    def take(self) -> tuple[dict[Target, list[Any]], Mapping[Target, bool]]:
+        """Everything, and which partitions held more after it."""
+        records, self._records, self.count = self._records, {}, 0
+        self.arrived.clear()
+        self.taken.set()
+        return records, self._lagging
+
+
 class FetchConsumer(driver.Consumer):
     """Hands fetches to the pipeline, and commits what it has applied."""
 
@@ -129,8 +170,8 @@ class FetchConsumer(driver.Consumer):
         super().__init__(*args, **kwargs)
         self._lost: BaseException | None = _ASSIGNED  # why the partitions must be taken over
         self._noted = ""  # the last failure that was told
-        self._ahead: asyncio.Future[Mapping[TP, Sequence[Any]]] | None = None  # the next fetch
-        self._ahead_generation = 0
+        self._fetching: asyncio.Task[None] | None = None
+        self._fetched = _Fetched(0)
 
     @property
     def context(self) -> WorkerContext:
@@ -138,7 +179,7 @@ class FetchConsumer(driver.Consumer):
         return cast(HeadraceApp, self.app).context
 
     def _new_consumer_thread(self) -> FetchThread:
-        return FetchThread(self, loop=self.loop, beacon=self.beacon)
+        return FetchThread(self, loop=self.loop, thread_loop=uvloop.new_event_loop(), beacon=self.beacon)
 
     # -- assignment ---------------------------------------------------------------------------------------------
 
@@ -149,7 +190,7 @@ class FetchConsumer(driver.Consumer):
     async def _take_over(self) -> None:
         """Take over the assigned partitions and seek them to what Redis says is applied."""
         generation = self.app.consumer_generation_id
-        await self._forget_fetch()
+        await self._forget_fetched()
         await self._take_over_all(sorted(self.assignment()))
         if generation == self.app.consumer_generation_id:
             self._lost = None  # else a rebalance came in between, and all begins again
@@ -217,8 +258,8 @@ class FetchConsumer(driver.Consumer):
         try:
             await self._drain_until_stopped(fetcher)
         finally:
-            if self._ahead is not None:
-                self._ahead.cancel()
+            if self._fetching is not None:
+                self._fetching.cancel()
 
     async def _drain_until_stopped(self, fetcher: Any) -> None:
         while not (self.should_stop or fetcher.should_stop):
@@ -244,42 +285,46 @@ class FetchConsumer(driver.Consumer):
                     return  # Faust takes a fetcher that is stopped while the group rebalances for a crashed one
 
     async def _one_fetch(self, pipeline: Pipeline) -> None:
-        """Run the cycles of one fetch, while the next one is on its way."""
-        if self._ahead is None:
-            self._fetch_ahead()
-        ahead, generation = self._ahead, self._ahead_generation
-        assert ahead is not None
-        fetched = await ahead
-        self._ahead = None
-        if self._lost is not None or not self.flow_active or generation != self.app.consumer_generation_id:
+        """Run the cycles of what has been fetched since the last one; fetching goes on meanwhile."""
+        if self._fetching is None:
+            self._fetched = _Fetched(self.app.consumer_generation_id)
+            self._fetching = asyncio.create_task(self._fetch())
+        fetched = self._fetched
+        with suppress(TimeoutError):
+            await asyncio.wait_for(fetched.arrived.wait(), _POLL_S)
+        if self._fetching.done():
+            self._fetching.result()
+        if self._lost is not None or not self.flow_active or fetched.generation != self.app.consumer_generation_id:
+            await asyncio.sleep(0.02)
             return  # a rebalance began; perform_seek reads these again
-        records: dict[Target, Sequence[Any]] = {(tp.topic, tp.partition): found for tp, found in fetched.items()}
-        lagging = {(tp.topic, tp.partition): self._lagging(tp) for tp in self.assignment()}
-        self._fetch_ahead()  # it moves the positions, so what lags is looked at before
+        records, lagging = fetched.take()
         await pipeline.process(records, lambda target: lagging.get(target, True))
         self._pause_or_resume_labels(pipeline)
 
-    def _fetch_ahead(self) -> None:
-        self._ahead_generation = self.app.consumer_generation_id
-        self._ahead = asyncio.ensure_future(self._fetch())
+    async def _fetch(self) -> None:
+        """Fetch for ever: while a cycle is computed, what arrives is collected for the next one.
 
-    async def _fetch(self) -> Mapping[TP, Sequence[Any]]:
-        active = set(self._get_active_partitions())
-        if not active:
-            await asyncio.sleep(0.02)
-            return {}
-        return cast(Mapping[TP, Sequence[Any]], await self._getmany(active_partitions=active, timeout=_POLL_S))
+        aiokafka asks for more of a partition only when it was given what it had, so what lies there is taken at once.
+        """
+        fetched = self._fetched
+        while not fetched.over:
+            active = set(self._get_active_partitions())
+            if not active:
+                await asyncio.sleep(0.02)
+                continue
+            found = await self._getmany(active_partitions=active, timeout=_POLL_S)
+            fetched.add(found, self._thread.lagging)
+            while fetched.count >= self.context.settings.worker.cycle_events_max and not fetched.over:
+                fetched.taken.clear()
+                await fetched.taken.wait()
 
-    async def _forget_fetch(self) -> None:
-        """Let the fetch that is on its way end, and drop what it brings: its partitions are sought anew after that."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            await asyncio.gather(ahead, return_exceptions=True)
-
-    def _lagging(self, tp: TP) -> bool:
-        """Whether more records of a partition are known to exist than were fetched."""
-        position, end = self._thread.fetch_position(tp), self._end(tp)
-        return position is None or end < 0 or position < end
+    async def _forget_fetched(self) -> None:
+        """Drop what was fetched, once the fetch on its way has ended: it would take records away from after a seek."""
+        task, self._fetching = self._fetching, None
+        if task is not None:
+            self._fetched.over = True
+            self._fetched.taken.set()
+            await asyncio.gather(task, return_exceptions=True)
 
     def _end(self, tp: TP) -> int:
         """The end that the newest fetch told; -1 before the first one."""

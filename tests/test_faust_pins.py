@@ -160,7 +160,7 @@ def test_a_worker_that_stops_while_the_group_rebalances_has_not_crashed() -> Non
 
     async def run() -> None:
         consumer = object.__new__(Waiting)
-        consumer.flow_active, consumer._lost, consumer._ahead = True, None, None
+        consumer.flow_active, consumer._lost, consumer._fetching = True, None, None
         app: Any = SimpleNamespace(consumer=consumer, rebalancing=True)
         fetcher = base.Fetcher(app)
         await fetcher.start()
