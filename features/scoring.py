@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from features.catalogue import Feature
 from features.forest import FlatForest
 from features.messages import Reason
+from features.model_text import parse
 from features.reasons import sentence
 from features.shap import Explainer
-from features.trees import FlatTrees, parse
+from features.trees import FlatTrees
 
 Floats = NDArray[np.float64]
 
@@ -97,7 +98,7 @@ class FraudModel:
         return self._trees.probability(x), anomaly
 
     def reasons_many(self, rows: Floats, limit: int = 3) -> list[list[Reason]]:
-        """The features that raised each score most, by TreeSHAP, see :mod:`features.shap`; about 0.1 ms a row.
+        """The features that raised each score most, by TreeSHAP, see :mod:`features.shap`; about 40 us a row.
 
         Parameters
         ----------

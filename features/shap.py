@@ -2,148 +2,111 @@
 
 In: a parsed model, feature vectors. Out: one contribution for each feature, in log-odds over the sigmoid's slope. Pure.
 
-Lundberg et al., From local explanations to global understanding with explainable AI for trees (2020). A leaf with value
-v lies behind m different features. Feature j is *met* when the row passes every split on it, and its ``share`` z is the
-part of the training rows that pass them. With the met ones as P(t) = prod(t + z), a met feature's Shapley weight is the
-sum over s of the coefficient of t**s in P / (t + z_j), times s!(m - s - 1)!/m!, times the shares of those not met. What
-is known before the row is (the splits on each feature folded into one interval, the shares) is laid out by leaf once.
+Lundberg et al., From local explanations to global understanding with explainable AI for trees (2020), path-dependent.
+Of a feature that is known, a row goes one way at a split (o = 1 there, 0 on the other side); of one that is unknown it
+goes both, by the share z of the training rows that did. A Shapley value is the mean effect over all orders in which
+features become known. Let each become known at a time drawn from 0..1: at time t a leaf weighs the product of ``o t + z
+(1 - t)`` over the features on its way, and feature j's value is the integral over t of that product without j, times
+``o_j - z_j`` and the leaf's value. It is a polynomial of a lower degree than there are features on the way, so
+Gauss-Legendre quadrature at half as many points is exact, and stable: nothing is ever unwound. At each point a tree is
+passed through twice: down for the products, up for the sums over the leaves below each edge.
+
+What an edge multiplies with and what its feature gets depend on the row in three ways only, and are laid out before.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
-from features.trees import Flags, Floats, Ints, Longs, Model, Sets, Tree, missing_kinds, prepare
+from features.cells import Cells, Longs, Rules, fill
+from features.model_text import Flags, Floats, Model, Tree
 
-_SMALL = 1e-300  # a share of 0 would make the division below meaningless; LightGBM's leaves are never empty
+_POINTS = 4  # of a pass: known to the compiler, they fill a register of 256 bits
+_SMALLEST = 1e-300  # in the place of a factor of 0, where no training row went
+# Whether an edge is followed, where the edge above it by the same column is; and the third: where that one is not.
+_FOLLOWED, _LEFT_HERE, _LEFT_BEFORE = range(3)
+
+
+class _Edges(NamedTuple):
+    """By pass the nodes of a tree, each with the edge that leads there: splits, the root first of them, then leaves."""
+
+    bounds: Longs  # pass t has nodes bounds[t]:bounds[t + 1]
+    weights: Floats  # [pass, point] of the quadrature
+    parent: Longs
+    previous: Longs  # the nearest node above whose edge asks for the same column; 0 if there is none
+    column: Longs
+    cell: Longs
+    threshold: Floats
+    goes_left: Flags
+    product: Floats  # [node, state, point] what the edge multiplies its leaves' weight with; at a leaf times its value
+    effect: Floats  # [node, state, point] what its column gets of that
 
 
 @njit(cache=True, nogil=True)
-def _contributions(x: Floats, starts: Longs, column: Ints, feature: Ints, low: Floats, high: Floats, missing_met: Flags,
-                   share: Floats, value: Floats, weights: Floats, out: Floats) -> None:  # fmt: skip
-    longest = weights.shape[0]
-    poly, rest = np.empty(longest + 1), np.empty(longest + 1)
-    met = np.empty(longest, np.bool_)
-    for i in range(len(x)):
-        for leaf in range(len(value)):
-            first, m = starts[leaf], starts[leaf + 1] - starts[leaf]
-            degree, unmet = 0, 1.0
-            poly[0] = 1.0
-            for k in range(m):
-                v = x[i, column[first + k]]
-                met[k] = missing_met[first + k] if v != v else (low[first + k] < v) & (v <= high[first + k])
-                z = share[first + k]
-                if met[k]:
-                    poly[degree + 1] = poly[degree]
-                    for s in range(degree, 0, -1):
-                        poly[s] = poly[s - 1] + z * poly[s]
-                    poly[0] *= z
-                    degree += 1
-                else:
-                    unmet *= z
-            scale = unmet * value[leaf]
-            if degree < m:
-                total = 0.0
-                for s in range(degree + 1):
-                    total += poly[s] * weights[m - 1, s]
-                for k in range(m):
-                    if not met[k]:
-                        out[i, feature[first + k]] -= total * scale
-            for k in range(m):
-                if met[k]:
-                    z = share[first + k]
-                    rest[degree - 1] = poly[degree]
-                    for s in range(degree - 1, 0, -1):
-                        rest[s - 1] = poly[s] - z * rest[s]
-                    total = 0.0
-                    for s in range(degree):
-                        total += rest[s] * weights[m - 1, s]
-                    out[i, feature[first + k]] += total * scale * (1.0 - z)
+def _contribute(cells: Floats, edges: _Edges, nodes_max: int, shares: Floats) -> None:
+    """Add up in ``shares`` float64[F, point] what each feature of one row contributes at each point.
+
+    One long function, because a call for each tree counts the references of all arrays up and down.
+    """
+    products, totals = np.empty((nodes_max, _POINTS)), np.empty((nodes_max, _POINTS))
+    state = np.zeros(nodes_max, np.int64)
+    for t in range(len(edges.bounds) - 1):
+        start, end = edges.bounds[t], edges.bounds[t + 1]
+        splits = (end - start) // 2
+        for e in range(start + 1, end):  # without a branch: where a row goes cannot be guessed
+            strays = (cells[edges.cell[e], 0] <= edges.threshold[e]) != edges.goes_left[e]
+            before = state[edges.previous[e]] != _FOLLOWED
+            state[e - start] = max(_LEFT_HERE * strays, _LEFT_BEFORE * before)
+        products[0], totals[:splits] = edges.weights[t], 0.0
+        for n in range(1, splits):
+            parent, now = edges.parent[start + n], state[n]
+            for q in range(_POINTS):
+                products[n, q] = products[parent, q] * edges.product[start + n, now, q]
+        for e in range(start + max(splits, 1), end):
+            parent, column, now = edges.parent[e], edges.column[e], state[e - start]
+            for q in range(_POINTS):
+                weight = products[parent, q] * edges.product[e, now, q]
+                shares[column, q] += weight * edges.effect[e, now, q]
+                totals[parent, q] += weight
+        for n in range(splits - 1, 0, -1):
+            parent, column, now = edges.parent[start + n], edges.column[start + n], state[n]
+            for q in range(_POINTS):
+                shares[column, q] += totals[n, q] * edges.effect[start + n, now, q]
+                totals[parent, q] += totals[n, q]
 
 
-@dataclass(slots=True)
-class _Condition:
-    """All splits on one feature on the way to a leaf: an interval or a set of categories, and who passes them."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    missing: bool = True
-    share: float = 1.0
-    held: Flags | None = None
-    others: bool = True
-
-    def narrowed(self, tree: Tree, node: int, is_left: bool) -> _Condition:
-        """With one more split, passed to one side."""
-        child = int(tree.left[node] if is_left else tree.right[node])
-        count = tree.count[child] if child >= 0 else tree.leaf_count[~child]
-        share = self.share * count / max(tree.count[node], 1.0)
-        goes_left = tree.goes_left.get(node)
-        if goes_left is not None:
-            here = goes_left if is_left else ~goes_left
-            size = max(len(here), 0 if self.held is None else len(self.held))
-            mine = _padded(self.held, size, self.others) & _padded(here, size, not is_left)
-            return replace(self, share=share, held=mine, others=self.others and not is_left)
-        threshold = float(tree.threshold[node])
-        return replace(
-            self, share=share, missing=self.missing and bool(tree.default_left[node]) == is_left,
-            low=self.low if is_left else max(self.low, threshold),
-            high=min(self.high, threshold) if is_left else self.high,
-        )  # fmt: skip
-
-
-def _padded(held: Flags | None, size: int, others: bool) -> Flags:
-    found = np.full(size, others)
-    if held is not None:
-        found[: len(held)] = held
-    return found
-
-
-def _paths(tree: Tree) -> list[dict[int, _Condition]]:
-    """Of each leaf, the conditions by feature."""
-    leaves: list[dict[int, _Condition]] = [{} for _ in tree.value]
-    stack: list[tuple[int, dict[int, _Condition]]] = [(0 if len(tree.feature) else ~0, {})]
-    while stack:
-        node, path = stack.pop()
-        if node < 0:
-            leaves[~node] = path
-            continue
-        column = int(tree.feature[node])
-        for child, is_left in ((int(tree.left[node]), True), (int(tree.right[node]), False)):
-            condition = path.get(column, _Condition()).narrowed(tree, node, is_left)
-            stack.append((child, {**path, column: condition}))
-    return leaves
+@njit(cache=True, nogil=True)
+def _contributions(x: Floats, rules: Rules, edges: _Edges, nodes_max: int, out: Floats) -> None:
+    cells, shares = np.empty((len(rules.column), 1)), np.empty((out.shape[1], _POINTS))
+    for i in range(len(out)):
+        fill(x, i, 1, rules, cells)
+        shares[:] = 0.0
+        _contribute(cells, edges, nodes_max, shares)
+        for j in range(out.shape[1]):
+            out[i, j] = shares[j].sum()
 
 
 class Explainer:
     """Contributions of a model's features to its scores."""
 
     def __init__(self, model: Model) -> None:
-        self._columns = len(model.names)
-        self._missing = missing_kinds(model)
-        leaves = [path for tree in model.trees for path in _paths(tree)]
-        found = [(feature, condition) for path in leaves for feature, condition in path.items()]
-        sets = Sets()
-        for _, condition in found:
-            if condition.held is not None:
-                condition.low = 0.5  # the set's column is 1 for what it holds
-        self._column = np.array([feature if c.held is None else self._columns + sets.place(feature, c.held, c.others)
-                                 for feature, c in found], np.int32)  # fmt: skip
-        self._sets = sets.arrays()
-        self._starts = np.concatenate([[0], np.cumsum([len(path) for path in leaves])]).astype(np.int64)
-        self._feature = np.array([feature for feature, _ in found], np.int32)
-        self._low, self._high = np.array([c.low for _, c in found]), np.array([c.high for _, c in found])
-        self._missing_met = np.array([c.missing for _, c in found], np.bool_)
-        self._share = np.maximum(np.array([c.share for _, c in found]), _SMALL)
-        self._value = np.concatenate([tree.value for tree in model.trees])
-        longest = max(max(map(len, leaves), default=0), 1)
-        self._weights = np.zeros((longest, longest + 1))
-        for m in range(1, longest + 1):
-            for s in range(m):
-                self._weights[m - 1, s] = math.factorial(s) * math.factorial(m - s - 1) / math.factorial(m)
+        self._cells = Cells(model)
+        parts, weights = [], []
+        for tree, cell, threshold in zip(model.trees, self._cells.of_split, self._cells.threshold, strict=True):
+            ways = _ways(tree)
+            passes = max(1, -(-int(ways.known.max()) // (2 * _POINTS)))
+            places, of_places = np.polynomial.legendre.leggauss(passes * _POINTS)
+            times = np.split((places + 1.0) / 2.0, passes)
+            parts += [_tree_edges(tree, ways, cell, threshold, of_pass) for of_pass in times]
+            weights += np.split(of_places / 2.0, passes)
+        sizes = [len(part[0]) for part in parts]
+        bounds = np.concatenate([[0], np.cumsum(sizes)])
+        self._edges = _Edges(bounds, np.array(weights), *map(np.concatenate, zip(*parts, strict=True)))
+        self._nodes_max = max(sizes)
 
     def contributions(self, x: Floats) -> Floats:
         """What each feature adds to the raw score of each row, against what is expected of a row; float64[n, F].
@@ -153,11 +116,57 @@ class Explainer:
         ValueError
             If ``x`` does not have F columns.
         """
-        if x.ndim != 2 or x.shape[1] != self._columns:
-            raise ValueError(f"vectors of shape {x.shape} for a model of {self._columns} columns")
-        prepared = np.empty((len(x), self._columns + len(self._sets[0])))
-        out = np.zeros((len(x), self._columns))
-        prepare(np.ascontiguousarray(x, np.float64), self._missing, *self._sets, 0, len(x), prepared)
-        _contributions(prepared, self._starts, self._column, self._feature, self._low, self._high, self._missing_met,
-                       self._share, self._value, self._weights, out)  # fmt: skip
+        x = self._cells.vectors(x)
+        out = np.empty(x.shape)
+        _contributions(x, self._cells.rules, self._edges, self._nodes_max, out)
         return out
+
+
+class _Ways(NamedTuple):
+    """By node of a tree the way there. Node n is split n, then come the leaves; ``share`` is z of the last column."""
+
+    parent: Longs
+    previous: Longs
+    share: Floats
+    known: Longs  # how many columns the way asks for
+    goes_left: Flags
+
+
+def _ways(tree: Tree) -> _Ways:
+    splits, leaves = len(tree.feature), len(tree.value)
+    count = np.concatenate([tree.count, tree.leaf_count])
+    parent, previous, known = np.zeros((3, splits + leaves), np.int64)
+    share, goes_left = np.ones(splits + leaves), np.zeros(splits + leaves, np.bool_)
+    lowest: list[dict[int, int]] = [{} for _ in count]  # by node the lowest edge of each column on the way
+    for split in range(splits):
+        column = int(tree.feature[split])
+        above = lowest[split].get(column, 0)
+        for side in (tree.left, tree.right):
+            child = int(side[split])
+            node = child if child >= 0 else splits + ~child
+            parent[node], previous[node], goes_left[node] = split, above, side is tree.left
+            share[node] = share[above] * (count[node] / count[split] if count[split] else 0.0)
+            lowest[node] = lowest[split] | {column: node}
+            known[node] = len(lowest[node])
+    return _Ways(parent, previous, share, known, goes_left)
+
+
+def _tree_edges(tree: Tree, ways: _Ways, cell: Longs, threshold: Floats, times: Floats) -> tuple[NDArray[Any], ...]:
+    """The fields of :class:`_Edges` behind ``bounds`` for one tree."""
+    splits, nodes = len(tree.feature), len(ways.parent)
+    value = np.concatenate([np.ones(splits), tree.value])
+    factors, effects = np.empty((2, nodes, len(times))), np.empty((2, nodes, len(times)))
+    share = ways.share[:, None]
+    for followed in (0, 1):
+        factors[followed] = np.maximum(followed * times + share * (1.0 - times), _SMALLEST)
+        effects[followed] = (followed - share) / factors[followed]
+    # Of several edges by one column only the lowest counts: each takes back what the one above it did.
+    states = ((1, 1), (0, 1), (0, 0))
+    product = np.stack([factors[now] / factors[before][ways.previous] for now, before in states], axis=1)
+    effect = np.stack([effects[now] - effects[before][ways.previous] for now, before in states], axis=1)
+    # The root has no edge; what stands there is never read.
+    asked = [
+        values[ways.parent] if splits else np.zeros(1, values.dtype)
+        for values in (tree.feature.astype(np.int64), cell, threshold)
+    ]
+    return ways.parent, ways.previous, *asked, ways.goes_left, product * value[:, None, None], effect

@@ -17,12 +17,13 @@ from features.engine import Operations, Rows
 from features.forest import FlatForest
 from features.hashing import hash_strings, partitions_of
 from features.kernel import LABEL, TRANSACTION
+from features.model_text import Model, Tree
 from features.neighbours import Neighbours
 from features.rowindex import RowIndex, merge_all
 from features.schema import load_schema
 from features.shap import Explainer
 from features.texts import Texts
-from features.trees import FlatTrees, Model, Tree
+from features.trees import FlatTrees
 
 
 def warm() -> None:

@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 import lightgbm as lgb
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from features.model_text import parse
 from features.shap import Explainer
-from features.trees import FlatTrees, parse
+from features.trees import FlatTrees
 
 NAMES = ["amount", "ratio", "kind", "count", "whole"]
 PLAIN = {"objective": "binary", "verbosity": -1, "num_threads": 1, "deterministic": True, "seed": 1,
@@ -43,6 +45,7 @@ MODELS: list[dict[str, Any]] = [
     {},
     {"num_leaves": 2},
     {"num_leaves": 120, "min_data_in_leaf": 1},
+    {"num_leaves": 500, "min_data_in_leaf": 1, "min_sum_hessian_in_leaf": 0},
     {"zero_as_missing": True},
     {"use_missing": False},
     {"sigmoid": 0.7, "boost_from_average": False},
@@ -63,7 +66,7 @@ def test_scores_are_those_of_lightgbm_bit_for_bit(how: dict[str, Any], seed: int
     x[:200, 2] = np.random.default_rng(seed).choice(odd[[0, 1, 8, 10, 11]], 200)
     assert np.array_equal(model.raw(x), booster.predict(x, raw_score=True, num_threads=1))
     assert np.array_equal(model.probability(x), booster.predict(x, num_threads=1))
-    for size in (0, 1, 7, 32, 33):
+    for size in (0, 1, 7, 8, 9, 255, 256, 257, 500):
         assert np.array_equal(model.probability(x[:size]), model.probability(x)[:size])
 
 
@@ -77,6 +80,52 @@ def test_contributions_are_those_of_lightgbm(how: dict[str, Any]) -> None:
     total = FlatTrees(model).raw(x) - np.asarray(expected)[:, -1]
     np.testing.assert_allclose(found.sum(axis=1), total, rtol=0, atol=1e-9)
     assert Explainer(model).contributions(x[:0]).shape == (0, 5)
+
+
+@pytest.mark.parametrize("leaves", [9, 40, 300])
+def test_contributions_are_exact_where_the_way_to_a_leaf_asks_for_many_features(leaves: int) -> None:
+    rng = np.random.default_rng(leaves)
+    x = rng.normal(size=(3000, 60))
+    # Each column alone says a little, so that a tree asks for another one at each split.
+    y = rng.random(3000) < 1 / (1 + np.exp(-x @ rng.normal(0, 0.3, 60) - 2 * (x[:, :20] > -1.5).all(axis=1)))
+    data = lgb.Dataset(x, y)
+    booster = lgb.train(PLAIN | {"num_leaves": leaves, "feature_fraction_bynode": 0.2}, data, num_boost_round=6)
+    model = parse(booster.model_to_string())
+    expected = np.asarray(booster.predict(x[:100], pred_contrib=True, num_threads=1))[:, :-1]
+    np.testing.assert_allclose(Explainer(model).contributions(x[:100]), expected, rtol=1e-9, atol=1e-12)
+    assert np.array_equal(FlatTrees(model).probability(x), booster.predict(x, num_threads=1))
+
+
+def test_one_row_is_explained_as_it_is_among_many() -> None:
+    explainer, x = Explainer(parse(fitted(2, 20).model_to_string())), rows(3, 30)
+    many = explainer.contributions(x)
+    assert all(np.array_equal(explainer.contributions(x[i : i + 1])[0], many[i]) for i in range(30))
+
+
+def test_no_layout_of_vectors_makes_a_warm_worker_compile() -> None:
+    code = """
+import numpy as np
+from features import forest, shap, trees, warm
+from features.model_text import parse
+warm.warm()
+compiled = (forest._scores, shap._contributions, trees._raw, trees._sigmoid)
+assert [len(function.signatures) for function in compiled] == [1, 1, 1, 1]
+text = open(TEXT).read()
+x = np.random.default_rng(1).normal(size=(600, 5))
+frozen = x.copy()
+frozen.flags.writeable = False
+flat, explainer = trees.FlatTrees(parse(text)), shap.Explainer(parse(text))
+roots, leaf, one = np.array([0, 1], np.int32), np.zeros(1, np.int32), np.ones(1)
+isolation = forest.FlatForest(roots, leaf - 1, one, leaf, leaf, one, one, np.zeros(5, np.float32), np.array([0.0, 1.0]))
+for vectors in (x, frozen, x[::2], np.asfortranarray(x), x.astype(np.float32), x[:1], x[:0]):
+    for ask in (flat.probability, explainer.contributions, isolation.anomaly):
+        ask(vectors)
+assert [len(function.signatures) for function in compiled] == [1, 1, 1, 1]
+"""
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write(fitted(1, 3).model_to_string())
+        file.flush()
+        subprocess.run([sys.executable, "-c", code.replace("TEXT", repr(file.name))], check=True, timeout=240)
 
 
 def test_vectors_of_another_width_are_refused() -> None:
