@@ -1,0 +1,54 @@
+"""The benchmark's arithmetic: latencies by place, summaries with what is missing, and a guard that only speaks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import guard
+from bench.__main__ import SUMMARY, summarize
+from bench.load import latencies_ms
+
+
+def _write(file: Path, name: str, times: list[float], partitions: list[int]) -> Path:
+    np.savez(file, **{name: np.array(times), "partition": np.array(partitions)})  # type: ignore[arg-type]
+    return file.with_suffix(".npz") if file.suffix != ".npz" else file
+
+
+def test_the_kth_answer_of_a_partition_belongs_to_its_kth_message(tmp_path: Path) -> None:
+    sent = _write(tmp_path / "sent.npz", "due", [1.0, 2.0, 3.0, 4.0], [0, 1, 0, 1])
+    read = _write(tmp_path / "read.npz", "came", [2.5, 2.75, 3.5, 4.125], [1, 0, 0, 1])
+    assert latencies_ms(sent, read).tolist() == [1750.0, 500.0, 500.0, 125.0]
+
+
+def test_a_lost_answer_is_no_measurement(tmp_path: Path) -> None:
+    sent = _write(tmp_path / "sent.npz", "due", [1.0, 2.0], [0, 0])
+    read = _write(tmp_path / "read.npz", "came", [1.5], [0])
+    with pytest.raises(RuntimeError, match="partition 0: 2 messages have 1 answers"):
+        latencies_ms(sent, read)
+
+
+def test_a_summary_names_every_figure_and_none_that_was_not_measured() -> None:
+    rates = {"headrace": 60.0, "faust_empty": 15.0, "usual_way": 2.0}
+    found = summarize({"throughput": {name: {"events_per_s": rate} for name, rate in rates.items()}})
+    assert set(found) == set(SUMMARY)
+    assert {name: value for name, value in found.items() if value is not None} == {
+        "ratio_vs_faust_empty": 4.0,
+        "ratio_vs_usual_way": 30.0,
+        "events_per_s": 60.0,
+    }
+
+
+def test_the_guard_tells_ratios_that_moved_and_nothing_else() -> None:
+    before = {"ratio_vs_usual_way": 30.0, "ratio_vs_passthrough": 0.1, "ready_s": 2.0}
+    now = {"ratio_vs_usual_way": 20.0, "ratio_vs_passthrough": 0.105, "ready_s": 9.0, "ratio_new": 1.0}
+    assert guard.compare(now, before) == ["ratio_vs_usual_way fell by 33% against the baseline: 30 -> 20"]
+    assert guard.compare({"ratio_vs_usual_way": None}, before) == []
+
+
+def test_the_committed_baseline_holds_every_figure() -> None:
+    held = json.loads(guard.BASELINE.read_text(encoding="utf-8"))["summary"]
+    assert set(held) == set(SUMMARY)
