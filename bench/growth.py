@@ -55,9 +55,7 @@ def drain(stage: Stage, topic: str, load: Load, partitions: int, workers: int = 
           *, warm: bool = False) -> dict[str, float]:  # fmt: skip
     """Decide everything in a filled topic; events/s, seconds from start to ready, memory, cache hits."""
     topics, name = stage.topics(topic, partitions), namespace or stage.fresh("growth")
-    outputs = (topics.labels, topics.clicks, topics.decisions, topics.alerts, topics.recommendations,
-               topics.dead_letters)  # fmt: skip
-    asyncio.run(stage.create(*outputs, partitions=partitions))
+    asyncio.run(stage.create_around(topics))
     if warm:
         asyncio.run(stage.begin_state(name, name))
     children = [stage.worker(topics, name) for _ in range(workers)]

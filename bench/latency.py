@@ -51,8 +51,8 @@ def deciding(stage: Stage, *, clicks: bool = False) -> Iterator[Line]:
     """A worker with the state of the history, reading topics of its own."""
     live = stage.fresh("live")
     topics = stage.topics(live)
-    asyncio.run(stage.create(live, topics.labels, topics.clicks, topics.decisions, topics.alerts,
-                             topics.recommendations, topics.dead_letters))  # fmt: skip
+    asyncio.run(stage.create(live))
+    asyncio.run(stage.create_around(topics))
     namespace = stage.fresh("bench")
     asyncio.run(stage.begin_state(namespace, namespace))
     child = stage.worker(topics, namespace)

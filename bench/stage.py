@@ -97,6 +97,12 @@ class Stage:
             await admin.create_topics([NewTopic(name, count, 1, topic_configs=configs) for name in names])
         await asyncio.sleep(0.3)
 
+    async def create_around(self, topics: TopicSettings) -> None:
+        """Create all topics but the input: labels, clicks and what a worker writes."""
+        names = (topics.labels, topics.clicks, topics.decisions, topics.alerts, topics.recommendations,
+                 topics.dead_letters)  # fmt: skip
+        await self.create(*names, partitions=topics.transaction_partitions)
+
     async def count(self, topic: str, partitions: int | None = None) -> int:
         """How many records a topic holds."""
         places = [TopicPartition(topic, p) for p in range(partitions or self.partitions)]

@@ -98,23 +98,19 @@ def usual_way(stage: Stage, topic: str) -> float:
                       stage.redis.url, "--model", str(model))  # fmt: skip
 
 
-def headrace(stage: Stage, topic: str, *, workers: int = 1, count: int | None = None, partitions: int | None = None,
-             warm: bool = True, extra: dict[str, str] | None = None) -> float:  # fmt: skip
+def headrace(stage: Stage, topic: str, *, workers: int = 1) -> float:
     """Row 4, events/s: every step, from the records to applied state."""
-    topics = stage.topics(topic, partitions)
+    topics = stage.topics(topic)
     namespace = stage.fresh("bench")
-    outputs = (topics.labels, topics.clicks, topics.decisions, topics.alerts, topics.recommendations,
-               topics.dead_letters)  # fmt: skip
-    asyncio.run(stage.create(*outputs, partitions=partitions))
-    if warm:
-        asyncio.run(stage.begin_state(namespace, namespace))
-    children = [stage.worker(topics, namespace, extra) for _ in range(workers)]
+    asyncio.run(stage.create_around(topics))
+    asyncio.run(stage.begin_state(namespace, namespace))
+    children = [stage.worker(topics, namespace) for _ in range(workers)]
     try:
         for child in children:
             child.start()
-        total = len(stage.load) if count is None else count
-        asyncio.run(wait_for(stage, topics.decisions, total, children, partitions))
-        first, last = asyncio.run(append_times_ms(stage, topics.decisions, partitions or stage.partitions))
+        total = len(stage.load)
+        asyncio.run(wait_for(stage, topics.decisions, total, children))
+        first, last = asyncio.run(append_times_ms(stage, topics.decisions, stage.partitions))
         return total / max((last - first) / 1000, 0.001)
     finally:
         for child in children:

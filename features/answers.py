@@ -47,7 +47,8 @@ def _escaped(out: _U8, at: int, data: _U8, start: int, end: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _digits(out: _U8, at: int, value: int) -> int:
+def digits(out: _U8, at: int, value: int) -> int:
+    """Write a whole number in decimal; returns where it ends."""
     if value < 0:
         out[at] = _MINUS
         at += 1
@@ -93,15 +94,15 @@ def _allowed(topic: _U8, partition: int, offsets: _Ints, id_data: _U8, id_starts
         at = _copy(out, at, pieces, bounds[0], bounds[1])
         at = _copy(out, at, topic, 0, len(topic))
         out[at] = 58  # :
-        at = _digits(out, at + 1, partition)
+        at = digits(out, at + 1, partition)
         out[at] = 58
-        at = _digits(out, at + 1, offsets[i])
+        at = digits(out, at + 1, offsets[i])
         at = _copy(out, at, pieces, bounds[1], bounds[2])
         at = _escaped(out, at, id_data, id_starts[i], id_ends[i])
         at = _copy(out, at, pieces, bounds[2], bounds[3])
         at = _escaped(out, at, key_data, key_starts[i], key_ends[i])
         at = _copy(out, at, pieces, bounds[3], bounds[4])
-        at = _digits(out, at, times[i])
+        at = digits(out, at, times[i])
         at = _copy(out, at, pieces, bounds[4], bounds[5])
         at = _fraction(out, at, scores[i])
         at = _copy(out, at, pieces, bounds[5], bounds[6])
@@ -109,7 +110,7 @@ def _allowed(topic: _U8, partition: int, offsets: _Ints, id_data: _U8, id_starts
         at = _copy(out, at, pieces, bounds[6], bounds[7])
         at = _escaped(out, at, version, 0, len(version))
         at = _copy(out, at, pieces, bounds[7], bounds[8])
-        at = _digits(out, at, positions[i])
+        at = digits(out, at, positions[i])
         ending = 8 if repeats[i] else 9
         at = _copy(out, at, pieces, bounds[ending], bounds[ending + 1])
         ends[i] = at

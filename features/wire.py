@@ -10,25 +10,18 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from features.answers import digits
+
 _U8 = NDArray[np.uint8]
 _Ints = NDArray[np.int64]
-_DOLLAR, _CR, _LF, _ZERO = 36, 13, 10, 48
+_DOLLAR, _CR, _LF = 36, 13, 10
 _LENGTH_BYTES = 24  # what stands around one argument, at most
 
 
 @njit(cache=True, nogil=True)
 def _length(out: _U8, at: int, value: int) -> int:
     out[at] = _DOLLAR
-    end = at + 2
-    rest = value // 10
-    while rest > 0:
-        end += 1
-        rest //= 10
-    p = end
-    while p > at + 1:
-        p -= 1
-        out[p] = _ZERO + value % 10
-        value //= 10
+    end = digits(out, at + 1, value)
     out[end], out[end + 1] = _CR, _LF
     return end + 2
 
