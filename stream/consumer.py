@@ -12,18 +12,19 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, cast
 
 import aiokafka
 import faust
-import uvloop
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+from mode.utils.futures import maybe_async
+from mode.utils.futures import maybe_async
 
 from features.errors import HeadraceError, RedisUnavailable, ServiceUnavailable, StateConflict
 from stream.connections import kafka_client_args
@@ -62,10 +63,35 @@ class HeadraceApp(faust.App):
         """No directories: Faust would keep tables there, and there are none."""
 
 
-class FetchThread(driver.AIOKafkaConsumerThread):
-    """The thread that owns the aiokafka consumer. ``lagging``: which partitions held more, as of the last fetch."""
+class _OnTheLoop:
+    """In the place of a thread: what it would run is a task of the worker's own loop."""
 
+    def __init__(self, service: FetchThread) -> None:
+        self._service = service
+
+    def start(self) -> None:
+        self._task = self._service.parent_loop.create_task(self._service._serve())
+
+    def stop(self) -> None:
+        """The task has ended when the service has."""
+
+
+class FetchThread(driver.AIOKafkaConsumerThread):
+    """The owner of the aiokafka consumer, which Faust gives a thread and a loop of its own; here it shares ours.
+
+    Two loops would pass each fetch from one thread to the other, and both need Python's lock: that takes longer than
+    the fetch. A cycle that would keep the loop busy for long is computed in a thread instead, see :mod:`stream.cycle`.
+    ``lagging``: which partitions held more, as of the last fetch.
+    """
+
+    Worker: Any = _OnTheLoop
     lagging: Mapping[Target, bool] = MappingProxyType({})
+
+    async def call_thread(self, fun: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
+        return await maybe_async(fun(*args, **kwargs))
+
+    async def _gather_remaining_tasks(self) -> None:
+        """None is ours alone: the loop has the worker's other tasks too."""
 
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         """Our own settings instead of Faust's: it hard-codes a wait of 1,500 ms, and assigns by round robin.
@@ -179,7 +205,7 @@ class FetchConsumer(driver.Consumer):
         return cast(HeadraceApp, self.app).context
 
     def _new_consumer_thread(self) -> FetchThread:
-        return FetchThread(self, loop=self.loop, thread_loop=uvloop.new_event_loop(), beacon=self.beacon)
+        return FetchThread(self, loop=self.loop, thread_loop=self.loop, beacon=self.beacon)
 
     # -- assignment ---------------------------------------------------------------------------------------------
 
