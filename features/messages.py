@@ -68,6 +68,7 @@ class Decision(msgspec.Struct, kw_only=True):
     ``key`` is the id of the key entity, ``score`` the probability of fraud and ``anomaly`` how unusual the vector is,
     both in 0..1. ``label_position`` is the next offset of the label partition of the same number: all labels below it
     were known. ``duplicate`` marks a transaction whose event id was decided before; it repeats that decision.
+    ``values`` are all features by name, of a sample of the decisions (``worker.vector_sample``).
     """
 
     decision_id: str
@@ -81,6 +82,7 @@ class Decision(msgspec.Struct, kw_only=True):
     model_version: str
     label_position: int
     duplicate: bool = False
+    values: dict[str, float | None] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Alert(msgspec.Struct, kw_only=True):

@@ -92,7 +92,7 @@ class Arrivals:
     def _take(self, records: Mapping[str, Sequence[Any]], history: GrowingHistory) -> None:
         topics, schema = self._topics, self._schema.transactions
         if fields := _fields(self._transactions, records.get(topics.transactions, ())):
-            history.add_transactions(_transaction_rows(schema, fields))
+            history.add_transactions(transaction_rows(schema, fields))
         if fields := _fields(self._labels, records.get(topics.labels, ())):
             ids, known_ms, _, _, _, fraud = zip(*fields, strict=True)
             history.add_labels(list(ids), list(fraud), list(known_ms))
@@ -109,7 +109,8 @@ def _fields(decoder: TransactionDecoder | LabelDecoder | ClickDecoder, records: 
     return decoder.rows([record.value for record in records], [record.timestamp for record in records])[1]
 
 
-def _transaction_rows(schema: TransactionSchema, fields: Sequence[tuple[Any, ...]]) -> Columns:
+def transaction_rows(schema: TransactionSchema, fields: Sequence[tuple[Any, ...]]) -> Columns:
+    """Decoded transactions by column, under the names of the schema; a combined id is its fields again."""
     ids, times, entities, numbers, categories, _ = zip(*fields, strict=True)
     rows: Columns = {schema.id: list(ids), schema.time: list(times)}
     for entity, column in zip(schema.entities, zip(*entities, strict=True), strict=True):

@@ -65,6 +65,9 @@ TransactionsFile = Annotated[
     Path | None, typer.Option("--transactions", help="History of transactions: Parquet, CSV or TSV")
 ]
 ClicksFile = Annotated[Path | None, typer.Option("--clicks", help="History of clicks: Parquet, CSV or TSV")]
+ArchiveUrl = Annotated[
+    str | None, typer.Option("--archive", metavar="URL", help="The archive: a directory, s3://BUCKET/PREFIX, ...")
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output")]
 Rate = Annotated[float, typer.Option(min=0.001, help="Messages per second")]
@@ -84,6 +87,11 @@ def _every(text: str | float) -> float:
 
 
 Every = Annotated[float | None, typer.Option(parser=_every, metavar="DURATION", help="Time between refits: 15m, 30s")]
+
+
+def _url(archive: str | None) -> str | None:
+    """A directory as it is from here; a URL as it is."""
+    return str(Path(archive).expanduser().absolute()) if archive and "://" not in archive else archive
 
 
 def _sources(config: Path | None, flags: Mapping[str, object]) -> tuple[Path | None, dict[str, object]]:
@@ -251,6 +259,28 @@ def worker(
 
     module.log_to_stderr()
     module.run(settings, _schema(settings))
+
+
+@app.command()
+def archive(
+    config: Config = None,
+    kafka: Kafka = None,
+    schema: SchemaFiles = None,
+    archive: ArchiveUrl = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port of the metrics on loopback; 0 for any free one")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Write what the topics hold now, compact, and end")] = False,
+) -> None:
+    """Write transactions, labels, clicks and decisions to Parquet files, each once, for as long as it runs."""
+    settings = _load(
+        config,
+        kafka__bootstrap=kafka,
+        schema=schema,
+        archive__url=_url(archive),
+        archive__metrics_port=metrics_port,
+    )
+    import_module("stream.archive").run(settings, _schema(settings), once=once)
 
 
 @app.command()

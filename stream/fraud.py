@@ -321,8 +321,11 @@ class FraudLane:
         score, anomaly = (np.rint(column * MICRO).astype(np.int64) for column in (decided.score, decided.anomaly))
         values = allowed(self.topics[0], part.partition, offsets, batch.event_id, batch.entities[0], batch.time, score,
                          anomaly, models.version, part.positions, decided.repeat)  # fmt: skip
-        explained = [self._explain(part, i, decided, why, models) for i, why in reasons.items()]
-        answers.messages[topic] = Columns(batch.entities[0], values.replaced(alerts, explained))
+        longer = alerts
+        if self._worker.vector_sample > 0.0:
+            longer = np.union1d(alerts, np.flatnonzero(_sampled(batch.event_id, self._worker.vector_sample)))
+        explained = [self._explain(part, i, decided, reasons.get(i, []), models) for i in longer.tolist()]
+        answers.messages[topic] = Columns(batch.entities[0], values.replaced(longer, explained))
 
     def _explain(self, part: Part, i: int, decided: _Decided, reasons: list[Reason], models: Any) -> bytes:
         """A decision with its reasons; if it needs a person, its alert is among the answers."""
@@ -341,17 +344,25 @@ class FraudLane:
             "label_position": int(part.positions[i]),
             "duplicate": bool(decided.repeat[i]),
         }
+        values = {name: None if value != value else value
+                  for name, value in zip(self.catalogue.names, decided.x[i].tolist(), strict=True)}  # fmt: skip
         if action != "allow":
             alert = Alert(
                 **facts,
                 reasons=reasons,
                 entities={cache.layout.entity.name: ids[i]
                           for cache, ids in zip(self.caches, batch.entities, strict=True)},
-                values={name: None if value != value else value
-                        for name, value in zip(self.catalogue.names, decided.x[i].tolist(), strict=True)},
+                values=values,
             )  # fmt: skip
             part.answers.add(topics.alerts, source, (batch.entities[0].raw(i), msgspec.json.encode(alert)))
-        return msgspec.json.encode(Decision(**facts, reasons=[reason.text for reason in reasons]))
+        share = self._worker.vector_sample
+        kept = values if share > 0.0 and _sampled(batch.event_id.take([i]), share)[0] else msgspec.UNSET
+        return msgspec.json.encode(Decision(**facts, reasons=[reason.text for reason in reasons], values=kept))
+
+
+def _sampled(event_ids: Texts, share: float) -> NDArray[np.bool_]:
+    """Which decisions carry their vector: always the same event ids, about ``share`` of all."""
+    return (event_ids.hashes().view(np.uint64) >> np.uint64(11)) < np.uint64(share * 2**53)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ _TEXT_SUFFIXES = {".py", ".toml", ".md", ".yml", ".yaml", ".json", ".lock", ".lu
 _MAY_IMPORT = {"features": set[str](), "trainer": {"features"}, "stream": {"features", "trainer.artifacts"}}
 _MORE_OF_TRAINER = {
     "stream/cli.py": "its commands run the trainer",
+    "stream/archive_store.py": "replaces files in the same way as those of the artifacts",
     "stream/arrivals.py": "brings what arrives into the tables that the trainer fits on",
     "stream/past.py": "simulates, reads and splits history for a demonstration",
     "stream/training.py": "runs refits",
@@ -30,6 +31,7 @@ _MORE_OF_TRAINER = {
 _ENTRIES = {
     "faust": {"stream/consumer.py", "stream/fetching.py", "stream/worker.py"},
     "mode": {"stream/consumer.py", "stream/fetching.py", "stream/worker.py"},
+    "fsspec": {"stream/archive_store.py"},
     "redis": {"stream/roundtrip.py", "stream/connections.py", "stream/resp.py"},
     "prometheus_client": {"stream/metrics.py"},
 }
