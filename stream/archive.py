@@ -148,6 +148,7 @@ class Archiver:
                 for place, waiting in self._waiting.items():
                     consumer.seek(place, waiting.first)
                 self._metrics.ready.set(1)
+                await asyncio.sleep(0)  # aiokafka cannot stop a consumer whose tasks have not begun
                 ends = {place: end for place, (_, end) in ranges.items()} if once else None
                 await self._read(consumer, ends)
                 await self._write_due(everything=True)

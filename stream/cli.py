@@ -284,6 +284,34 @@ def archive(
 
 
 @app.command()
+def rebuild(
+    config: Config = None,
+    kafka: Kafka = None,
+    redis: Redis = None,
+    schema: SchemaFiles = None,
+    artifacts: Artifacts = None,
+    archive: ArchiveUrl = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Make state anew that is there")] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Go on without records or decisions that are nowhere any more")
+    ] = False,
+) -> None:
+    """Make the state in Redis anew, as the workers left it, from the archive and what the topics hold."""
+    for name, count in ONE_THREAD.items():  # before the first of the libraries is imported
+        os.environ.setdefault(name, count)
+    settings = _load(
+        config,
+        kafka__bootstrap=kafka,
+        redis__url=redis,
+        schema=schema,
+        artifacts=artifacts,
+        archive__url=_url(archive),
+    )
+    _quiet()
+    import_module("stream.rebuild").run(settings, _schema(settings), replace_state=replace, partial=partial)
+
+
+@app.command()
 def replay(
     file: Annotated[Path, typer.Argument(help="History: Parquet, CSV or TSV")],
     to: Annotated[Literal["transactions", "labels", "clicks"], typer.Option(help="The topic to send to")],

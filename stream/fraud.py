@@ -34,6 +34,7 @@ from stream.lane import (
     Held,
     LetterId,
     Produced,
+    Record,
     Records,
     Tally,
     after_sources,
@@ -111,6 +112,14 @@ class FraudLane:
             sources |= found.keys()
         state.answered = after_sources(sources)
         return state.answered
+
+    def decide_as(self, partition: int, emitted: Mapping[str, Emitted]) -> None:
+        """Have the next cycle decide transactions (by source) as they were decided, after the labels they had seen."""
+        self._intake.partitions[partition].emitted = dict(emitted)
+
+    def decidable(self, partition: int, records: Sequence[Record]) -> list[Record]:
+        """Those that become decisions, not dead letters."""
+        return self._intake.good(partition, records)
 
     def waiting(self) -> dict[int, int]:
         """How many labels wait, by partition."""

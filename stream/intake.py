@@ -151,6 +151,10 @@ class Intake:
                     parts.append(part)
         return parts
 
+    def good(self, partition: int, records: Sequence[Record]) -> list[Record]:
+        """Those of some transactions that can be decided."""
+        return [records[row] for row in self._decoded(list(records), partition).rows] if records else []
+
     def _take(self, partition: int, state: Progress, records: Records, lagging: bool, tally: Tally) -> Part | None:
         answers = Answers(state.done)
         self._queue_labels(partition, state, records.get(self._labels, ()), tally)

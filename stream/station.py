@@ -74,8 +74,8 @@ def _refuse_cold(lane: Lane, partition: int, bounds: Bounds, where: str) -> None
         if committed is not None and committed > bounds.first.get((topic, partition), 0):
             raise StateMissing(
                 f"Redis has no state at {where}, but the group has committed offset {committed} of {topic} partition "
-                f"{partition}. Was Redis emptied? Restore it, or start over with another "
-                "redis.namespace and worker.group"
+                f"{partition}. Was Redis emptied? Restore it, make the state anew with `headrace rebuild`, or start "
+                "over with another redis.namespace and worker.group"
             )
 
 

@@ -32,6 +32,7 @@ from stream.settings import RedisSettings
 FIELDS_MAX = 3500  # Lua's unpack takes 3,990 and fails at 4,100
 REMOVED_MAX = 1000  # fields of one removal, whose values are its arguments too
 HEAD = b"@"
+REBUILDING = "rebuilding:"  # before the schema hash in the head of state that is not whole yet
 _APPLY = """
 local head = redis.call('HGET', KEYS[1], '@') or ''
 if head == ARGV[1] then
@@ -111,6 +112,15 @@ class StateStore:
             commands.append(Command(key, ("HSET", key, *pairs)))
         _ = await self._trip(commands)
         return True
+
+    async def filled(self, partitions: Sequence[int]) -> dict[int, bool]:
+        """Which partitions have anything, with a head or without."""
+        replies = await self._trip([Command(self.key(p), ("EXISTS", self.key(p))) for p in partitions])
+        return {p: bool(reply) for p, reply in zip(partitions, replies, strict=True)}
+
+    async def clear(self, partition: int) -> None:
+        """Remove everything of a partition; whoever worked on it loses its next compare-and-set."""
+        _ = await self._trip([Command(self.key(partition), ("UNLINK", self.key(partition)))])
 
     async def apply(self, writes: Sequence[Write]) -> None:
         """Write every partition's fields and head, if its head is still the expected one.
@@ -204,13 +214,18 @@ def decode_head(value: bytes, *, schema: str, partitions: int, where: str) -> He
         head = msgspec.json.decode(value, type=Head)
     except msgspec.DecodeError as error:
         raise StateMismatch(
-            f"the state at {where} has an unreadable head ({error}); start over with another redis.namespace and "
-            "worker.group"
+            f"the state at {where} has an unreadable head ({error}); make it anew with `headrace rebuild --replace`, "
+            "or start over with another redis.namespace and worker.group"
         ) from None
+    if head.schema.startswith(REBUILDING):
+        raise StateMismatch(
+            f"the state at {where} is being rebuilt, or its rebuilding was cut off: wait for it, or run `headrace "
+            "rebuild` again"
+        )
     if head.schema != schema:
         raise StateMismatch(
-            f"the state at {where} is of feature schema {head.schema}, this worker's is {schema}; use the schema "
-            "it was made with, or another redis.namespace and worker.group"
+            f"the state at {where} is of feature schema {head.schema}, this worker's is {schema}; make it anew with "
+            "`headrace rebuild --replace`, use the schema it was made with, or another redis.namespace and worker.group"
         )
     if head.partitions != partitions:
         raise StateMismatch(
