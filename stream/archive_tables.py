@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -24,7 +23,7 @@ from features.decode import ClickDecoder, LabelDecoder, Limits, TransactionDecod
 from features.messages import CLICK_ACTIONS, Decision
 from features.schema import CLICK_FIELDS, Schema
 from stream.archive_store import Kind
-from stream.arrivals import transaction_rows
+from stream.columns import Columns, transaction_rows
 from stream.lane import Record
 from stream.settings import Settings
 
@@ -40,7 +39,6 @@ _DECISION = pa.schema([
 ])  # fmt: skip
 _CLICK = pa.schema([(name, _TIMES if name == "event_time" else pa.string()) for name in CLICK_FIELDS])
 _ROW_GROUP = 50_000
-Columns = dict[str, list[Any]]
 
 
 class Tables:

@@ -6,7 +6,7 @@ committed is read, each offset once. A file that a compaction has just removed i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
@@ -70,39 +70,33 @@ class Archive:
     def records(self, kind: Kind, topic: str, partition: int, first: int, end: int) -> list[ArchivedRecord]:
         """The records of the offsets ``[first, end)``; of decisions only those without columns have a value."""
         table = self.table(kind, topic, partition, first, end, [TIME, KEY, VALUE])
-        return _records(table)
-
-    def newest(self, kind: Kind, topic: str, rows_max: int, since: str = "") -> Iterator[list[ArchivedRecord]]:
-        """The newest good records of all partitions, at least ``rows_max`` if there are, by event date from the oldest.
-
-        ``since`` (ISO date) leaves out earlier dates. Within a date they are in the order of their timestamps.
-        """
-        return reversed(list(self._newest(kind, topic, rows_max, since)))
-
-    def _newest(self, kind: Kind, topic: str, rows_max: int, since: str) -> Iterator[list[ArchivedRecord]]:
-        count = 0
-        for date in sorted({file.date for file in self._files[kind] if file.date >= since}, reverse=True):
-            found = self.of_date(kind, topic, date)
-            yield _records(found)
-            count += found.num_rows
-            if count >= rows_max:
-                return
+        return records_of(table)
 
     def dates(self, kind: Kind) -> list[str]:
         """The event dates (ISO) of which there are records, in order."""
         return sorted({file.date for file in self._files[kind]})
 
-    def of_date(self, kind: Kind, topic: str, date: str) -> pa.Table:
-        """Offset, timestamp, key and value of the good records of an event date, in the order of their timestamps."""
+    def newest_dates(self, kind: Kind, topic: str, rows_max: int) -> list[str]:
+        """The newest event dates that together have ``rows_max`` good records, or all; in order."""
+        found, count = list[str](), 0
+        for date in reversed(self.dates(kind)):
+            if count < rows_max:
+                found.append(date)
+                count += self.of_date(kind, topic, date, ()).num_rows
+        return found[::-1]
+
+    def of_date(self, kind: Kind, topic: str, date: str, columns: Sequence[str] = (KEY, VALUE)) -> pa.Table:
+        """Offset, timestamp and more columns of the good records of an event date, in the order of timestamps."""
+        wanted = [OFFSET, TIME, FAULT, *columns]
 
         def read() -> pa.Table:
-            columns, parts = [OFFSET, TIME, KEY, VALUE, FAULT], []
+            parts = []
             for place in sorted({f.span.place for f in self._files[kind] if f.date == date and f.span.topic == topic}):
                 files = [f for f in self._files[kind] if f.date == date and f.span.place == place]
                 for first, end in self.ranges(*place):
-                    parts += self._parts(files, first, end, columns)
+                    parts += self._parts(files, first, end, wanted)
             if not parts:
-                return pa.table({name: pa.array([], pa.null()) for name in columns})
+                return pa.table({name: pa.array([], pa.null()) for name in wanted if name != FAULT})
             table = pa.concat_tables(parts)
             table = table.filter(pc.is_null(table[FAULT])).drop_columns([FAULT])
             return table.sort_by([(TIME, "ascending"), (OFFSET, "ascending")])
@@ -128,7 +122,8 @@ class Archive:
         raise ArchiveUnavailable(f"files of the archive at {self._store.url} vanish as fast as they are listed")
 
 
-def _records(table: pa.Table) -> list[ArchivedRecord]:
+def records_of(table: pa.Table) -> list[ArchivedRecord]:
+    """The rows of a table with offset, timestamp, key and value."""
     times = pc.cast(table[TIME], pa.int64()).to_pylist()
     columns = (table[OFFSET].to_pylist(), times, table[KEY].to_pylist(), table[VALUE].to_pylist())
     return [ArchivedRecord(*row) for row in zip(*columns, strict=True)]

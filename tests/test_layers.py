@@ -36,7 +36,13 @@ _ENTRIES = {
     "prometheus_client": {"stream/metrics.py"},
 }
 # trainer/artifacts.py hands its own environment on to the child that verifies a version.
-_ENVIRONMENT = {"stream/settings.py", "stream/cli.py", "stream/embedded.py", "trainer/artifacts.py"}
+_ENVIRONMENT = {
+    "stream/settings.py",
+    "stream/cli.py",
+    "stream/options.py",
+    "stream/embedded.py",
+    "trainer/artifacts.py",
+}
 _PICKLES = {"pickle", "joblib", "cloudpickle", "dill", "shelve", "marshal"}
 _IMPURE = {"asyncio", "aiokafka", "random", "socket", "subprocess", "time"}
 

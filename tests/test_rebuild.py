@@ -1,0 +1,205 @@
+"""After the loss of Redis ``headrace rebuild`` gives back the state that was, and the worker goes on as if nothing was.
+
+On real Kafka and a Redis of its own, which these tests empty.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin import RecordsToDelete
+from redis import Redis
+
+from stream.connections import kafka_admin
+from stream.embedded import RedisServer
+from stream.processes import Child
+from stream.timeline import Timeline
+from tests.servers import KafkaServer, RunningBroker
+from tests.workers import Deployment, assert_state_is_exact, by_source, refold, wait_until
+from tests.world import World
+
+LANES = ("fraud", "recommend")
+
+
+@pytest.fixture
+def redis_to_lose(redis_server: RedisServer, tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis that no other test uses."""
+    server = RedisServer(tmp_path / "redis", binary=Path(redis_server.command[0]))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def deployment(kafka: KafkaServer, redis_to_lose: RedisServer, world: World, tmp_path: Path) -> Deployment:
+    broker = RunningBroker("kafka", kafka.bootstrap, idempotence=True)
+    extra = {"ARCHIVE_URL": str(tmp_path / "archive"), "ARCHIVE_EVERY_S": "0.3", "ARCHIVE_METRICS_PORT": "0"}
+    found = Deployment(broker, redis_to_lose.url, world.schema, world.artifacts, tmp_path, 2, extra=extra)
+    found.create()
+    return found
+
+
+def run(deployment: Deployment, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "stream.cli", *words], env=deployment.environment(), timeout=120,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+
+
+def flush(deployment: Deployment) -> None:
+    with Redis.from_url(deployment.redis_url) as redis:
+        redis.flushall()
+
+
+def applied(deployment: Deployment) -> dict[str, dict[int, dict[str, int]]]:
+    return {lane: deployment.applied(lane) for lane in LANES}
+
+
+def state(deployment: Deployment) -> dict[str, dict[int, dict[bytes, bytes]]]:
+    return {lane: deployment.state(lane) for lane in LANES}
+
+
+def ends(deployment: Deployment, topic: str) -> dict[int, int]:
+    return {r.partition: r.offset + 1 for r in deployment.read(topic)}
+
+
+def wait_applied(deployment: Deployment) -> None:
+    topics = deployment.topics
+    wanted = {"fraud": (topics.transactions, topics.labels), "recommend": (topics.clicks,)}
+    goal = {lane: {t: ends(deployment, t) for t in names} for lane, names in wanted.items()}
+
+    def done() -> bool:
+        now = applied(deployment)
+        return all(now[lane].get(p, {}).get(topic, 0) >= end for lane, topics in goal.items()
+                   for topic, found in topics.items() for p, end in found.items())  # fmt: skip
+
+    wait_until(done, "everything is applied")
+
+
+def forget(deployment: Deployment, records: list[Any]) -> None:
+    """Have the broker delete records, as its retention would: all but the last of each partition."""
+    last = {(r.topic, r.partition): r.offset for r in records}
+
+    async def delete() -> None:
+        async with kafka_admin(deployment.kafka) as admin:
+            await admin.delete_records({TopicPartition(*place): RecordsToDelete(before_offset=offset)
+                                        for place, offset in last.items()})  # fmt: skip
+
+    asyncio.run(delete())
+
+
+def halves(timeline: Timeline) -> tuple[Timeline, list[Timeline]]:
+    """The first third of a timeline's messages; the others as timelines of their own."""
+    return timeline.first(len(timeline) // 3), []
+
+
+def parts(world: World, deployment: Deployment, count: int, payments: int, clicks: int) -> list[Timeline]:
+    """So many timelines that follow each other, each with transactions, labels and clicks of its own."""
+    from stream.timeline import build_timeline
+
+    found = []
+    for i in range(count):
+        table = world.later_payments.slice(i * payments, payments)
+        clicked = world.later_clicks.slice(i * clicks, clicks)
+        found.append(build_timeline(world.schema, deployment.topics, transactions=table, labels=table, clicks=clicked))
+    return found
+
+
+def test_an_emptied_redis_is_refused_then_rebuilt_bit_for_bit_and_every_decision_is_made_once(
+    deployment: Deployment, world: World, tmp_path: Path
+) -> None:
+    topics, three = deployment.topics, parts(world, deployment, 3, 1200, 700)
+    worker, archive = deployment.started(), Child("archive", [sys.executable, "-m", "stream.cli", "archive"], tmp_path,
+                                                  env=deployment.environment())  # fmt: skip
+    archive.start()
+    try:
+        deployment.replay(three[0], malformed=0.02)
+        wait_applied(deployment)
+        assert run(deployment, "rebuild", "--replace").returncode == 2, "a worker runs"
+        archive.stop()
+        assert archive.exit_code() == 0
+        names = (topics.transactions, topics.labels, topics.clicks, topics.decisions)
+        inputs = [record for name in names for record in deployment.read(name)]
+        forget(deployment, inputs)  # from here on only the archive has them
+        deployment.replay(three[1], malformed=0.02)
+        wait_applied(deployment)
+        worker.stop()
+        assert worker.exit_code() == 0
+        before, offsets = state(deployment), applied(deployment)
+
+        flush(deployment)
+        worker.start()
+        wait_until(lambda: worker.exit_code() is not None, "the worker refuses")
+        assert worker.exit_code() == 2
+        assert "`headrace rebuild`" in worker.log_tail(1)[0]
+
+        done = run(deployment, "rebuild")
+        assert done.returncode == 0, done.stderr
+        assert "of the archive" in done.stderr
+        assert state(deployment) == before
+        assert applied(deployment) == offsets
+        again = run(deployment, "rebuild")
+        assert again.returncode == 2 and "--replace" in again.stderr
+
+        deployment.replay(three[2])
+        worker.start()
+        wait_until(lambda: any(" reading " in line for line in worker.log_tail(3)), "it reads")
+        wait_applied(deployment)
+        worker.stop()
+        assert worker.exit_code() == 0
+    finally:
+        worker.kill()
+        archive.kill()
+    records = [*inputs, *(r for name in names for r in deployment.read(name) if r not in inputs)]
+    emitted = [r for r in records if r.topic == topics.decisions]
+    decisions = by_source(__import__("msgspec").json.decode(r.value) for r in emitted)
+    assert len(decisions) == len(emitted) == 3600
+    for partition in range(deployment.partitions):
+        expected = refold(deployment, partition, decisions, [r for r in records if r.topic == topics.transactions],
+                          [r for r in records if r.topic == topics.labels]).state  # fmt: skip
+        assert deployment.state()[partition] == expected
+
+
+def test_a_worker_that_is_killed_while_redis_is_emptied_is_rebuilt_without_an_archive_and_answers_the_rest_once(
+    deployment: Deployment, world: World
+) -> None:
+    deployment.extra = {}
+    topics = deployment.topics
+    timeline = parts(world, deployment, 1, 4000, 2000)[0]
+    worker = deployment.started()
+    feeder = threading.Thread(target=deployment.replay, args=(timeline,), kwargs={"rate": 2500.0, "malformed": 0.02})
+    feeder.start()
+    try:
+        time.sleep(2.3)
+        flush(deployment)
+        worker.kill()
+        feeder.join()
+        wait_until(lambda: run(deployment, "rebuild").returncode == 0, "the group is empty, and it is rebuilt")
+        worker.start()
+        wait_until(lambda: any(" reading " in line for line in worker.log_tail(3)), "it reads")
+        wait_applied(deployment)
+        worker.stop()
+        assert worker.exit_code() == 0
+    finally:
+        feeder.join()
+        worker.kill()
+    for topic, name, count in (
+        (topics.decisions, "decision_id", 4000),
+        (topics.recommendations, "recommendation_id", 2000),
+    ):
+        emitted = deployment.decoded(topic)
+        assert len(by_source(emitted, name)) == len(emitted) == count
+    decisions = by_source(deployment.decoded(topics.decisions))
+    flagged = {id_ for id_, decision in decisions.items() if decision["action"] != "allow"}
+    alerts = deployment.decoded(topics.alerts)
+    assert by_source(alerts).keys() == flagged and len(alerts) == len(flagged)
+    letters = deployment.decoded(topics.dead_letters)
+    assert len(by_source(letters, "dead_letter_id")) == len(letters)
+    assert_state_is_exact(deployment, decisions)
