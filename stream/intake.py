@@ -164,7 +164,7 @@ class Intake:
         clocks = np.maximum.accumulate(np.concatenate([[state.clock], batch.time]))[1:]
         if len(clocks):
             state.clock = int(clocks[-1])
-        labels = self._due_labels(state, lagging or bool(state.held), int(pinned.max(initial=-1)))
+        labels = self._due_labels(partition, state, lagging, fresh, pinned)
         if not fresh and not len(labels):
             return None
         tally.add(tally.events, "transactions", len(fresh))
@@ -212,14 +212,24 @@ class Intake:
         batch = self._decoded(fresh, partition)
         pinned = np.full(len(batch.rows), -1, np.int64)
         if state.emitted:
-            here = self._labels_read(state)
+            here = self._labels_ready(state)
             for i, row in enumerate(batch.rows):
-                emitted = state.emitted.get(source_id((self._transactions, partition), fresh[row].offset))
-                if emitted is not None and emitted.label_position > here:
+                pinned[i] = self._pin(partition, state, fresh[row])
+                if pinned[i] > here:
                     fresh, state.held = fresh[:row], [*fresh[row:], *state.held]
                     return fresh, self._decoded(fresh, partition), pinned[:i]
-                pinned[i] = -1 if emitted is None else emitted.label_position
         return fresh, batch, pinned
+
+    def _pin(self, partition: int, state: Progress, record: Record) -> int:
+        """The label position that a transaction was emitted with; -1 for none."""
+        emitted = state.emitted.get(source_id((self._transactions, partition), record.offset))
+        return -1 if emitted is None else emitted.label_position
+
+    def _labels_ready(self, state: Progress) -> int:
+        """The offset after the last label that this cycle can fold."""
+        if len(state.labels) > self._records_max:
+            return int(state.labels.offset[self._records_max])
+        return self._labels_read(state)
 
     def _decoded(self, records: list[Record], partition: int) -> TransactionBatch:
         batch = self._decode_transactions([r.value for r in records], [r.timestamp for r in records])
@@ -267,12 +277,24 @@ class Intake:
         )
         state.labels = state.labels.and_then(fresh_labels)
 
-    def _due_labels(self, state: Progress, lagging: bool, position: int) -> Labels:
-        """Labels below ``position``, and those that the transactions' clock has passed; all where none lags."""
+    def _due_labels(self, partition: int, state: Progress, lagging: bool, fresh: list[Record], pinned: Ints) -> Labels:
+        """Labels that the transactions' clock has passed, all where none lags.
+
+        While what was emitted is folded again, also those that the transactions of this cycle, or the first one that
+        waits, have seen; and none that the emitted ones of later cycles had not.
+        """
         labels = state.labels
         due = len(labels)
-        if lagging:
-            due = max(int(np.searchsorted(labels.clock, state.clock)), int(np.searchsorted(labels.offset, position)))
+        if lagging or state.held:
+            due = int(np.searchsorted(labels.clock, state.clock))
+        if state.emitted:
+            position = int(pinned.max(initial=-1))
+            if state.held:
+                position = max(position, self._pin(partition, state, state.held[0]))
+            after = fresh[-1].offset + 1 if fresh else state.offsets.get(self._transactions, 0)
+            later = [e.label_position for source, e in state.emitted.items() if int(source.rpartition(":")[2]) >= after]
+            unseen = int(np.searchsorted(labels.offset, min(later, default=np.iinfo(np.int64).max)))
+            due = max(min(due, unseen), int(np.searchsorted(labels.offset, position)))
         due = min(due, self._records_max)
         state.labels = labels.take(slice(due, None))
         return labels.take(slice(due))

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import RecordsToDelete
@@ -22,7 +23,7 @@ from redis import Redis
 from stream.connections import kafka_admin
 from stream.embedded import RedisServer
 from stream.processes import Child
-from stream.timeline import Timeline
+from stream.timeline import Timeline, build_timeline
 from tests.servers import KafkaServer, RunningBroker
 from tests.workers import Deployment, assert_state_is_exact, by_source, refold, wait_until
 from tests.world import World
@@ -95,15 +96,8 @@ def forget(deployment: Deployment, records: list[Any]) -> None:
     asyncio.run(delete())
 
 
-def halves(timeline: Timeline) -> tuple[Timeline, list[Timeline]]:
-    """The first third of a timeline's messages; the others as timelines of their own."""
-    return timeline.first(len(timeline) // 3), []
-
-
 def parts(world: World, deployment: Deployment, count: int, payments: int, clicks: int) -> list[Timeline]:
     """So many timelines that follow each other, each with transactions, labels and clicks of its own."""
-    from stream.timeline import build_timeline
-
     found = []
     for i in range(count):
         table = world.later_payments.slice(i * payments, payments)
@@ -115,7 +109,7 @@ def parts(world: World, deployment: Deployment, count: int, payments: int, click
 def test_an_emptied_redis_is_refused_then_rebuilt_bit_for_bit_and_every_decision_is_made_once(
     deployment: Deployment, world: World, tmp_path: Path
 ) -> None:
-    topics, three = deployment.topics, parts(world, deployment, 3, 1200, 700)
+    topics, three = deployment.topics, parts(world, deployment, 3, 1000, 600)
     worker, archive = deployment.started(), Child("archive", [sys.executable, "-m", "stream.cli", "archive"], tmp_path,
                                                   env=deployment.environment())  # fmt: skip
     archive.start()
@@ -157,10 +151,13 @@ def test_an_emptied_redis_is_refused_then_rebuilt_bit_for_bit_and_every_decision
     finally:
         worker.kill()
         archive.kill()
-    records = [*inputs, *(r for name in names for r in deployment.read(name) if r not in inputs)]
+    held = {
+        (r.topic, r.partition, r.offset): r for r in [*inputs, *(r for name in names for r in deployment.read(name))]
+    }
+    records = [held[place] for place in sorted(held)]
     emitted = [r for r in records if r.topic == topics.decisions]
-    decisions = by_source(__import__("msgspec").json.decode(r.value) for r in emitted)
-    assert len(decisions) == len(emitted) == 3600
+    decisions = by_source(msgspec.json.decode(r.value) for r in emitted)
+    assert len(decisions) == len(emitted) == 3000
     for partition in range(deployment.partitions):
         expected = refold(deployment, partition, decisions, [r for r in records if r.topic == topics.transactions],
                           [r for r in records if r.topic == topics.labels]).state  # fmt: skip
@@ -172,9 +169,9 @@ def test_a_worker_that_is_killed_while_redis_is_emptied_is_rebuilt_without_an_ar
 ) -> None:
     deployment.extra = {}
     topics = deployment.topics
-    timeline = parts(world, deployment, 1, 4000, 2000)[0]
+    timeline = parts(world, deployment, 1, 3000, 1500)[0]
     worker = deployment.started()
-    feeder = threading.Thread(target=deployment.replay, args=(timeline,), kwargs={"rate": 2500.0, "malformed": 0.02})
+    feeder = threading.Thread(target=deployment.replay, args=(timeline,), kwargs={"rate": 1800.0, "malformed": 0.02})
     feeder.start()
     try:
         time.sleep(2.3)
@@ -191,8 +188,8 @@ def test_a_worker_that_is_killed_while_redis_is_emptied_is_rebuilt_without_an_ar
         feeder.join()
         worker.kill()
     for topic, name, count in (
-        (topics.decisions, "decision_id", 4000),
-        (topics.recommendations, "recommendation_id", 2000),
+        (topics.decisions, "decision_id", 3000),
+        (topics.recommendations, "recommendation_id", 1500),
     ):
         emitted = deployment.decoded(topic)
         assert len(by_source(emitted, name)) == len(emitted) == count
