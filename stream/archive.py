@@ -88,16 +88,47 @@ class _Waiting:
         self.first, self.records, self.nbytes = self.end, [], 0
 
 
+class RangeWriter:
+    """Writes ranges of offsets."""
+
+    def __init__(self, settings: Settings, schema: Schema, store: ArchiveStore, metrics: ArchiveMetrics) -> None:
+        self._schema_hash = schema.hash
+        self._tables = Tables(settings, schema)
+        self._store = store
+        self._metrics = metrics
+
+    def write(self, kind: Kind, span: Span, records: Sequence[Any]) -> None:
+        """Steps 1 and 2 of the module's text; ``records`` are all that the offsets of ``span`` hold.
+
+        Raises
+        ------
+        ArchiveUnavailable
+            If the filesystem fails; the range may then be written again, or another that overlaps it.
+        """
+        began_s = time.perf_counter()
+        rows, faulty = dict[str, int](), 0
+        for date, table in self._tables.by_date(kind, span.partition, records).items():
+            data = parquet_bytes(table)
+            self._store.put(self._store.data_path(kind, date, span), data)
+            rows[date] = table.num_rows
+            faulty += table.num_rows - table[FAULT].null_count
+            self._metrics.files.labels("archive").inc()
+            self._metrics.nbytes.labels("archive").inc(len(data))
+        self._store.commit(span, {"kind": kind, "schema": self._schema_hash, "rows": rows, "faulty": faulty})
+        self._metrics.records.labels(kind).inc(len(records))
+        self._metrics.faulty.labels(kind).inc(faulty)
+        self._metrics.write.observe(time.perf_counter() - began_s)
+
+
 class Archiver:
     """Reads all partitions and writes them, see the module's text."""
 
     def __init__(self, settings: Settings, schema: Schema, store: ArchiveStore, metrics: ArchiveMetrics) -> None:
         self._settings = settings
-        self._schema_hash = schema.hash
         self._kinds = archived_topics(settings.topics)
         counts = settings.topics.partitions()
         self._places = [TopicPartition(topic, n) for topic in self._kinds for n in range(counts[topic])]
-        self._tables = Tables(settings, schema)
+        self._writer = RangeWriter(settings, schema, store, metrics)
         self._store = store
         self._metrics = metrics
         self._care = Caretaker(store, settings.archive, metrics)
@@ -215,25 +246,9 @@ class Archiver:
             due = due or now_s >= waiting.since_s + archive.every_s or held > _HELD_BYTES_MAX or everything
             if waiting.records and due:
                 held -= waiting.nbytes
-                await asyncio.to_thread(self._write, place, waiting)
+                span = Span(place.topic, place.partition, waiting.first, waiting.end)
+                await asyncio.to_thread(self._writer.write, self._kinds[place.topic], span, waiting.records)
                 waiting.clear()
-
-    def _write(self, place: TopicPartition, waiting: _Waiting) -> None:
-        """Steps 1 and 2 of the module's text."""
-        began_s = time.perf_counter()
-        kind, span = self._kinds[place.topic], Span(place.topic, place.partition, waiting.first, waiting.end)
-        rows, faulty = {}, 0
-        for date, table in self._tables.by_date(kind, place.partition, waiting.records).items():
-            data = parquet_bytes(table)
-            self._store.put(self._store.data_path(kind, date, span), data)
-            rows[date] = table.num_rows
-            faulty += table.num_rows - table[FAULT].null_count
-            self._metrics.files.labels("archive").inc()
-            self._metrics.nbytes.labels("archive").inc(len(data))
-        self._store.commit(span, {"kind": kind, "schema": self._schema_hash, "rows": rows, "faulty": faulty})
-        self._metrics.records.labels(kind).inc(len(waiting.records))
-        self._metrics.faulty.labels(kind).inc(faulty)
-        self._metrics.write.observe(time.perf_counter() - began_s)
 
 
 async def _topics(settings: Settings) -> None:

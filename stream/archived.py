@@ -55,14 +55,16 @@ class Archive:
         return ranges[-1][1] if ranges else None
 
     def table(self, kind: Kind, topic: str, partition: int, first: int, end: int, columns: Sequence[str]) -> pa.Table:
-        """The given columns (with the offset) of the offsets ``[first, end)``, in order."""
+        """The given columns (with the offset) of what is archived of the offsets ``[first, end)``, in order."""
 
         def read() -> pa.Table:
             files = [f for f in self._files[kind] if f.span.place == (topic, partition)
                      and f.span.first < end and f.span.end > first]  # fmt: skip
             parts = []
             for date in sorted({file.date for file in files}):
-                parts += self._parts([f for f in files if f.date == date], first, end, [OFFSET, *columns])
+                mine = [file for file in files if file.date == date]
+                for start, stop in self.ranges(topic, partition):
+                    parts += self._parts(mine, max(first, start), min(end, stop), [OFFSET, *columns])
             return pa.concat_tables(parts).sort_by(OFFSET) if parts else pa.table({n: [] for n in (OFFSET, *columns)})
 
         return self._again(read)
