@@ -131,7 +131,7 @@ class Rebuild:
                 continue
             if filled[p] and not replace_state:
                 raise StateError(
-                    f"there is state at {store.key(p)} already; stop the workers and give --replace to have it made "
+                    f"There is state at {store.key(p)} already; stop the workers and give --replace to have it made "
                     "anew, or another redis.namespace"
                 )
             if head is not None and head.partitions != lane.partitions:
