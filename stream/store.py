@@ -40,8 +40,10 @@ if head == ARGV[1] then
   return ''
 end
 if head == ARGV[3] then return '' end
+if head == '' then return '-' end
 return head
 """
+_NO_HEAD = b"-"  # what the script says of a partition that is gone
 _REMOVE = """
 local head = redis.call('HGET', KEYS[1], '@') or ''
 if not string.find(head, ARGV[1], 1, true) then return -1 end
@@ -177,6 +179,8 @@ class StateStore:
 
 def conflict(partition: int, found: bytes) -> StateConflict:
     """The error of a worker that finds another's head where it expected its own."""
+    if found in (b"", _NO_HEAD):
+        return StateConflict(f"the state of partition {partition} is gone; this worker lets go and looks again")
     return StateConflict(
         f"partition {partition} was written by another worker (its head is {found[:200]!r}); "
         "this worker lets go and reads it again"

@@ -103,6 +103,16 @@ class MemoryStore:
         self.hashes[partition] = dict(fields)
         return True
 
+    async def filled(self, partitions: Sequence[int]) -> dict[int, bool]:
+        """As StateStore."""
+        await self._wait()
+        return {p: bool(self.hashes.get(p)) for p in partitions}
+
+    async def clear(self, partition: int) -> None:
+        """As StateStore."""
+        await self._wait()
+        self.hashes.pop(partition, None)
+
     async def scan(self, partition: int, cursor: int, count: int) -> tuple[int, dict[bytes, bytes]]:
         """As StateStore; fields come by their checksum, so that a removal in between hides none of the others."""
         await self._wait()

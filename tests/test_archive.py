@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import sys
 import threading
@@ -9,13 +10,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from features.decode import Limits, TransactionDecoder
 from stream.archive_store import KINDS, ArchiveStore
 from stream.archived import Archive
+from stream.arrivals import Arrivals
 from stream.embedded import RedisServer
 from stream.processes import Child
+from stream.replay import archived_timeline
+from stream.settings import ArchiveSettings, Settings
 from tests.servers import KafkaServer, RunningBroker
 from tests.workers import Deployment, wait_until
 from tests.world import World
+from trainer.growing import GrowingHistory
 
 
 def archiver(deployment: Deployment, *more: str) -> Child:
@@ -73,3 +81,25 @@ def test_an_archive_that_is_killed_again_and_again_holds_every_record_once(
         expected = [(r.partition, r.offset, r.key, r.value, r.timestamp) for r in deployment.read(topic)]
         assert found[topic] == expected
         assert expected
+    trainer_and_replay_read_it(deployment, world, url)
+
+
+def trainer_and_replay_read_it(deployment: Deployment, world: World, url: str) -> None:
+    """What is archived comes from there, what came later from the topics, and nothing from both."""
+    topics = deployment.topics
+    settings = Settings(kafka=deployment.kafka, topics=topics, archive=ArchiveSettings(url=url))
+    timeline = archived_timeline(settings, world.schema, "transactions")
+    sent = timeline.feeds[0].messages(0, len(timeline))
+    records = deployment.read(topics.transactions)
+    decoder = TransactionDecoder(world.schema.transactions, Limits())
+    good = decoder.rows([r.value for r in records], [r.timestamp for r in records])[0]
+    assert 0 < len(good) < len(records)
+    assert sorted(sent) == sorted((records[i].key, records[i].value) for i in good)
+    arrivals, history = Arrivals(settings, world.schema), GrowingHistory(world.schema.transactions, 10**6)
+    taken = arrivals.read_archive(Archive(ArchiveStore(url)), history, 10**6)
+    rows = history.transactions.num_rows
+    assert rows == len({msgspec.json.decode(value)["event_id"] for _, value in sent})
+    later = world.timeline(topics, 30, 20)
+    deployment.replay(later)
+    assert asyncio.run(arrivals.catch_up(history)) == len(later)
+    assert taken > rows and history.transactions.num_rows == rows
