@@ -88,7 +88,6 @@ def test_what_is_cleared_is_gone_whoever_wrote_it_and_nothing_else(backend: Back
         assert await store.filled([0, 1, 3]) == {0: True, 1: False, 3: True}
         await store.clear(0)
         assert await store.filled([0, 1, 3]) == {0: False, 1: False, 3: True}
-        await store.apply([write(b"", ONE)])
 
     backend.tell(story)
 
