@@ -20,6 +20,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin import RecordsToDelete
 from redis import Redis
 
+from features.schema import load_schema
 from stream.connections import kafka_admin
 from stream.embedded import RedisServer
 from stream.processes import Child
@@ -158,6 +159,19 @@ def test_an_emptied_redis_is_refused_then_rebuilt_bit_for_bit_and_every_decision
     emitted = [r for r in records if r.topic == topics.decisions]
     decisions = by_source(msgspec.json.decode(r.value) for r in emitted)
     assert len(decisions) == len(emitted) == 3000
+    assert_state_is_that_of(deployment, decisions, records)
+
+    other = tmp_path / "other.toml"
+    other.write_text("[transactions]\nmemory = 7\n", encoding="utf-8")
+    deployment.schema_files, deployment.schema = (other,), load_schema([other])
+    done = run(deployment, "rebuild", "--replace")
+    assert done.returncode == 0, done.stderr
+    assert_state_is_that_of(deployment, decisions, records)
+
+
+def assert_state_is_that_of(deployment: Deployment, decisions: dict[str, dict[str, Any]], records: list[Any]) -> None:
+    """Redis holds what folding these records by the deployment's schema gives, byte by byte."""
+    topics = deployment.topics
     for partition in range(deployment.partitions):
         expected = refold(deployment, partition, decisions, [r for r in records if r.topic == topics.transactions],
                           [r for r in records if r.topic == topics.labels]).state  # fmt: skip
