@@ -7,12 +7,12 @@ was emitted and comes after the labels that this decision had seen, and no answe
 1. it is refused while a worker of the group runs, where state lies already, and where records or decisions are missing;
 2. how far: to the applied offsets in the heads that are replaced, else to what the group has committed, which a worker
    does only with what it has answered and applied;
-3. each partition gets a head that no worker takes for state (:data:`~stream.store.REBUILDING`), and is folded;
-4. each head is made a real one, at the offsets of 2 and with the positions of the answers beyond them, so that the next
-   worker adopts what was emitted and not applied, and answers the rest.
+3. each partition is folded under a key of its own, which no worker reads;
+4. it takes the place of what was there, with a head at the offsets of 2 and with the positions of the answers beyond
+   them, so that the next worker adopts what was emitted and not applied, and answers the rest.
 
-Killed in between, it leaves state that every worker refuses; it is begun again. Who still writes as a worker loses its
-compare-and-set against the heads of 3.
+Killed or refused before 4, it has changed nothing. Step 4 compares the head that it replaces: a worker that has written
+meanwhile keeps its state, and one that writes afterwards loses its compare-and-set.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from stream.refeed import ClickFeed, Decided, FraudFeed, Reach, Reader, Records
 from stream.settings import Settings
 from stream.silent import Silent, Unscored
 from stream.station import Bounds, Station
-from stream.store import HEAD, REBUILDING, Head, StateStore, Write, encode_head
+from stream.store import HEAD, Head, StateStore, Write, encode_head
 from stream.topics import check_topics, require_topics
 
 _DRAIN_S = 60.0
@@ -89,6 +89,9 @@ class Rebuild:
         self._fraud = fraud
         self._lanes: tuple[Lane, ...] = (fraud, RecommendLane(settings))
         self._stores = stores
+        self._drafts = {name: store.draft() for name, store in stores.items()}
+        self._found: dict[Target, bytes] = {}  # by lane and partition, the bytes of the head that is replaced
+        self._heads: dict[Target, Head] = {}
         self._reaches: dict[Target, Reach] = {}
 
     async def run(self, *, replace_state: bool, partial: bool, report: Report) -> Rebuilt:
@@ -105,43 +108,43 @@ class Rebuild:
         """
         began_s = time.monotonic()
         await refuse_while_worked(self._settings)
-        heads = {lane.name: await self._old_heads(lane, replace_state=replace_state) for lane in self._lanes}
+        for lane in self._lanes:
+            await self._find_heads(lane, replace_state=replace_state)
         committed = await committed_offsets(self._settings)
         await self._look_around()
-        goals = {lane.name: await self._goal(lane, heads[lane.name], committed) for lane in self._lanes}
+        goals = {lane.name: await self._goal(lane, committed) for lane in self._lanes}
         self._check_gaps(goals, partial=partial)
         for lane in self._lanes:
             for partition in goals[lane.name].partitions:
-                await self._stores[lane.name].clear(partition)
+                await self._drafts[lane.name].clear(partition)
         done = await self._fold(goals, partial=partial, report=report)
         done.seconds = time.monotonic() - began_s
         return done
 
     # -- 1, 2: what is there ------------------------------------------------------------------------------------
 
-    async def _old_heads(self, lane: Lane, *, replace_state: bool) -> dict[int, Head | None]:
-        """The heads that are replaced; None where there is none, or one of a rebuilding that was cut off."""
-        store, heads = self._stores[lane.name], dict[int, Head | None]()
+    async def _find_heads(self, lane: Lane, *, replace_state: bool) -> None:
+        """Read the heads that are replaced, if they may be."""
+        store = self._stores[lane.name]
         values = await store.read({p: [HEAD] for p in range(lane.partitions)})
         filled = await store.filled(list(range(lane.partitions)))
         for p, (value,) in values.items():
-            head = _decoded(value) if value else None
-            if head is not None and head.schema.startswith(REBUILDING):
-                heads[p] = None
-                continue
             if filled[p] and not replace_state:
                 raise StateError(
                     f"There is state at {store.key(p)} already; stop the workers and give --replace to have it made "
                     "anew, or another redis.namespace"
                 )
-            if head is not None and head.partitions != lane.partitions:
+            self._found[lane.name, p] = value or b""
+            head = _decoded(value) if value else None
+            if head is None:
+                continue
+            if head.partitions != lane.partitions:
                 raise StateError(
                     f"the state at {store.key(p)} is of topics with {head.partitions} partitions, there are "
                     f"{lane.partitions} now: its offsets mean nothing here. Use another redis.namespace and "
                     "worker.group, or restore the count"
                 )
-            heads[p] = head
-        return heads
+            self._heads[lane.name, p] = head
 
     async def _look_around(self) -> None:
         """Find out what the topics and the archive hold."""
@@ -155,12 +158,13 @@ class Rebuild:
             archived = self._archive.ranges(*target) if self._archive is not None else []
             self._reaches[target] = Reach(place, kinds[place.topic], archived, first, end)
 
-    async def _goal(self, lane: Lane, heads: Mapping[int, Head | None], committed: Mapping[Target, int]) -> _Goal:
+    async def _goal(self, lane: Lane, committed: Mapping[Target, int]) -> _Goal:
+        """How far a lane goes."""
         offsets: dict[Target, int] = {}
         known: dict[Target, int] = {}
         wanted: dict[Target, dict[str, int]] = {}
         for p in range(lane.partitions):
-            head = heads[p]
+            head = self._heads.get((lane.name, p))
             for topic in lane.topics:
                 at = committed.get((topic, p), self._reaches[topic, p].first)
                 offsets[topic, p] = head.offsets.get(topic, at) if head is not None else at
@@ -172,8 +176,8 @@ class Rebuild:
         found = await unapplied_answers(self._settings.kafka, wanted) if wanted else {}
         ends = await offset_range(self._settings.kafka, [TopicPartition(*target) for target in found])
         answered = {t[1] for t, position in found.items() if position < ends[TopicPartition(*t)][1]}
-        begun = {p for p in range(lane.partitions)
-                 if heads[p] is not None or p in answered or any((t, p) in committed for t in lane.topics)}  # fmt: skip
+        answered |= {p for (name, p) in self._heads if name == lane.name}
+        begun = {p for p in range(lane.partitions) if p in answered or any((t, p) in committed for t in lane.topics)}
         return _Goal(offsets, known | found, tuple(sorted(begun)))
 
     def _check_gaps(self, goals: Mapping[str, _Goal], *, partial: bool) -> None:
@@ -182,8 +186,9 @@ class Rebuild:
             goal = goals[lane.name]
             for (topic, p), offset in goal.offsets.items():
                 if p in goal.partitions:
-                    problems += [f"records {a} to {b} of {topic} partition {p}"
-                                 for a, b in self._reaches[topic, p].gaps(offset)]  # fmt: skip
+                    reach = self._reaches[topic, p]
+                    lost = [(offset, reach.start)] if offset < reach.start else reach.gaps(offset)
+                    problems += [f"records {a} to {b} of {topic} partition {p}" for a, b in lost]
         if problems and not partial:
             raise StateMissing(
                 f"{'; '.join(problems)} are neither in the archive nor in the topic any more; --partial goes on "
@@ -195,12 +200,10 @@ class Rebuild:
     async def _fold(self, goals: Mapping[str, _Goal], *, partial: bool, report: Report) -> Rebuilt:
         positions = {target: at for goal in goals.values() for target, at in goal.outputs.items()}
         silent: Any = Silent(positions)
-        stations = [Station(lane, self._stores[lane.name], {}) for lane in self._lanes]
+        stations = [Station(lane, self._drafts[lane.name], {}) for lane in self._lanes]
         models = SimpleNamespace(current=SimpleNamespace(version="", fraud=self._models or Unscored(),
                                                          neighbours=Unscored()))  # fmt: skip
-        pipeline = Pipeline(
-            stations, silent, silent, models, Metrics(), f"{REBUILDING}{self._schema.hash}", 4, math.inf
-        )
+        pipeline = Pipeline(stations, silent, silent, models, Metrics(), self._schema.hash, 4, math.inf)
         starts = {target: reach.start for target, reach in self._reaches.items()}
         ends = {target: max(reach.end, starts[target]) for target, reach in self._reaches.items()}
         await pipeline.assign({name: goal.partitions for name, goal in goals.items()},
@@ -211,7 +214,7 @@ class Rebuild:
                 await consumer.start()
                 consumer.assign([reach.place for reach in self._reaches.values()])
                 for reach in self._reaches.values():
-                    consumer.seek(reach.place, reach.first)
+                    consumer.seek(reach.place, reach.switch)
                 readers = await self._feed(pipeline, goals, consumer, partial=partial, report=report)
             finally:
                 await consumer.stop()
@@ -285,13 +288,13 @@ class Rebuild:
         self._fraud.decide_as(partition, known)
 
     async def _finish(self, station: Station, goal: _Goal) -> None:
-        """Make the heads real ones."""
-        writes = []
+        """Step 4 of the module's text."""
+        name = station.lane.name
         for p, (head, raw) in station.heads.items():
             offsets = {t: max(head.offsets.get(t, 0), goal.offsets[t, p]) for t in station.lane.topics}
-            new = msgspec.structs.replace(head, offsets=offsets, schema=self._schema.hash)
-            writes.append(Write(p, raw, encode_head(new), {}))
-        await station.store.apply(writes)
+            new = msgspec.structs.replace(head, offsets=offsets)
+            await station.store.apply([Write(p, raw, encode_head(new), {})])
+            await self._stores[name].replace_by(station.store, p, self._found[name, p])
 
 
 def _answers(lane: Lane, output: str, topic: str) -> bool:

@@ -42,6 +42,12 @@ class Reach:
         """The oldest offset that is anywhere."""
         return min(self.first, *(first for first, _ in self.archived)) if self.archived else self.first
 
+    @property
+    def switch(self) -> int:
+        """Where in the topic to go on after the archive."""
+        archived = self.archived[-1][1] if self.archived else 0
+        return max(self.first, min(archived, self.end))
+
     def gaps(self, end: int) -> list[tuple[int, int]]:
         """The ranges between :attr:`start` and ``end`` that are nowhere."""
         there = joined([*self.archived, (self.first, max(self.first, self.end))])
@@ -86,9 +92,8 @@ class Reader:
         if kind != "decisions":
             return list(archive.records(kind, place.topic, place.partition, first, end))
         table = archive.table(kind, place.topic, place.partition, first, end, _EMITTED)
-        source = f"{self._reach.place.partition}"
         rows = zip(*(table[name].to_pylist() for name in _EMITTED), strict=True)
-        return [(row[0], Emitted(source, *row[1:])) for row in rows if row[0] is not None]
+        return [(row[0], Emitted("", *row[1:])) for row in rows if row[0] is not None]  # known by its offset
 
     async def _from_topic(self, end: int) -> list[Any]:
         place, deadline = self._reach.place, asyncio.get_running_loop().time() + _WAIT_S
@@ -142,7 +147,7 @@ class Decided:
         self._known = {offset: emitted for offset, emitted in self._known.items() if offset >= first}
         while self._newest < end - 1 and self.reader.at < self.reader.end:
             for item in await self.reader.window():
-                offset, emitted = item if isinstance(item, tuple) and len(item) == 2 else self._read(item)
+                offset, emitted = item if isinstance(item, tuple) else self._read(item)
                 if emitted is not None and offset >= first:
                     self._known.setdefault(offset, emitted)
                     self._newest = max(self._newest, offset)

@@ -6,6 +6,7 @@ Keys (``{}`` is Redis Cluster's hash tag, so a partition's state lies in one slo
         @               the head (JSON, :class:`Head`): applied offsets, output positions, schema hash, partition count,
                         writer, watermark
         <entity>:<id>   state of one entity shard (features/codec.py), ``session:<id>`` for clicks
+    <namespace>:draft:{<group>:<lane>:<partition>}    the same while ``headrace rebuild`` makes it
 
 In: partitions, field names, encoded state. Out: bytes. On redelivery nothing counts twice: :meth:`apply` is a
 compare-and-set on the head, and a repeat of a write whose reply was lost finds its own head and succeeds.
@@ -17,7 +18,7 @@ corrupts state when the tail of such a log is torn. What reads as empty is remov
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -32,7 +33,6 @@ from stream.settings import RedisSettings
 FIELDS_MAX = 3500  # Lua's unpack takes 3,990 and fails at 4,100
 REMOVED_MAX = 1000  # fields of one removal, whose values are its arguments too
 HEAD = b"@"
-REBUILDING = "rebuilding:"  # before the schema hash in the head of state that is not whole yet
 _APPLY = """
 local head = redis.call('HGET', KEYS[1], '@') or ''
 if head == ARGV[1] then
@@ -44,6 +44,14 @@ if head == '' then return '-' end
 return head
 """
 _NO_HEAD = b"-"  # what the script says of a partition that is gone
+_REPLACE = """
+local head = redis.call('HGET', KEYS[1], '@') or ''
+if head == ARGV[1] then
+  redis.call('RENAME', KEYS[2], KEYS[1])
+  return ''
+end
+return head == '' and '-' or head
+"""
 _REMOVE = """
 local head = redis.call('HGET', KEYS[1], '@') or ''
 if not string.find(head, ARGV[1], 1, true) then return -1 end
@@ -88,6 +96,8 @@ class StateStore:
     def __init__(self, redis: RedisClient, settings: RedisSettings, group: str, lane: str) -> None:
         self._redis = redis
         self._settings = settings
+        self._group = group
+        self._lane = lane
         self._prefix = f"{settings.namespace}:{{{group}:{lane}:"
 
     def key(self, partition: int) -> str:
@@ -123,6 +133,24 @@ class StateStore:
     async def clear(self, partition: int) -> None:
         """Remove everything of a partition; whoever worked on it loses its next compare-and-set."""
         _ = await self._trip([Command(self.key(partition), ("UNLINK", self.key(partition)))])
+
+    def draft(self) -> StateStore:
+        """A store beside this one, in whose partitions state is made that :meth:`replace_by` puts in its place."""
+        return StateStore(self._redis, replace(self._settings, namespace=f"{self._settings.namespace}:draft"),
+                          self._group, self._lane)  # fmt: skip
+
+    async def replace_by(self, draft: StateStore, partition: int, expected: bytes) -> None:
+        """Put the state of a draft's partition in the place of this one's, whose head is still ``expected``.
+
+        Raises
+        ------
+        StateConflict
+            If a worker has written meanwhile; nothing is changed.
+        """
+        key, other = self.key(partition), draft.key(partition)
+        (found,) = await self._trip([Command(key, ("EVAL", _REPLACE, 2, key, other, expected))])
+        if found:
+            raise conflict(partition, found)
 
     async def apply(self, writes: Sequence[Write]) -> None:
         """Write every partition's fields and head, if its head is still the expected one.
@@ -221,11 +249,6 @@ def decode_head(value: bytes, *, schema: str, partitions: int, where: str) -> He
             f"the state at {where} has an unreadable head ({error}); make it anew with `headrace rebuild --replace`, "
             "or start over with another redis.namespace and worker.group"
         ) from None
-    if head.schema.startswith(REBUILDING):
-        raise StateMismatch(
-            f"the state at {where} is being rebuilt, or its rebuilding was cut off: wait for it, or run `headrace "
-            "rebuild` again"
-        )
     if head.schema != schema:
         raise StateMismatch(
             f"the state at {where} is of feature schema {head.schema}, this worker's is {schema}; make it anew with "

@@ -20,10 +20,13 @@ from aiokafka import TopicPartition
 from aiokafka.admin import RecordsToDelete
 from redis import Redis
 
+from features.errors import StateConflict
 from features.schema import load_schema
-from stream.connections import kafka_admin
+from stream.connections import kafka_admin, redis_client
 from stream.embedded import RedisServer
 from stream.processes import Child
+from stream.settings import RedisSettings
+from stream.store import HEAD, StateStore, Write
 from stream.timeline import Timeline, build_timeline
 from tests.servers import KafkaServer, RunningBroker
 from tests.workers import Deployment, assert_state_is_exact, by_source, refold, wait_until
@@ -176,6 +179,29 @@ def assert_state_is_that_of(deployment: Deployment, decisions: dict[str, dict[st
         expected = refold(deployment, partition, decisions, [r for r in records if r.topic == topics.transactions],
                           [r for r in records if r.topic == topics.labels]).state  # fmt: skip
         assert deployment.state()[partition] == expected
+
+
+def test_state_that_a_worker_has_written_meanwhile_is_not_replaced(redis_to_lose: RedisServer) -> None:
+    async def story() -> None:
+        settings = RedisSettings(url=redis_to_lose.url)
+        client = redis_client(settings)
+        store = StateStore(client, settings, "group", "fraud")
+        draft = store.draft()
+        await store.apply([Write(0, b"", b"old", {b"card:a": b"1"})])
+        await draft.apply([Write(0, b"", b"new", {b"card:a": b"2"}), Write(1, b"", b"new", {b"card:b": b"3"})])
+        for expected in (b"", b"older"):
+            with pytest.raises(StateConflict):
+                await store.replace_by(draft, 0, expected)
+        await store.replace_by(draft, 0, b"old")
+        with pytest.raises(StateConflict, match="is gone"):
+            await store.replace_by(draft, 1, b"old")
+        await store.replace_by(draft, 1, b"")
+        found = await store.read({0: [HEAD, b"card:a"], 1: [HEAD, b"card:b"]})
+        assert found == {0: [b"new", b"2"], 1: [b"new", b"3"]}
+        assert await draft.filled([0, 1]) == {0: False, 1: False}
+        await client.aclose()
+
+    asyncio.run(story())
 
 
 def test_a_worker_that_is_killed_while_redis_is_emptied_is_rebuilt_without_an_archive_and_answers_the_rest_once(
