@@ -165,7 +165,9 @@ def test_an_emptied_redis_is_refused_then_rebuilt_bit_for_bit_and_every_decision
     assert_state_is_that_of(deployment, decisions, records)
 
     other = tmp_path / "other.toml"
-    other.write_text("[transactions]\nmemory = 7\n", encoding="utf-8")
+    entities = "".join(f'[[transactions.entities]]\nname = "{name}"\nfields = ["{name}_id"]\nwindows = ["2h", "5d"]\n'
+                       for name in ("card", "merchant"))  # fmt: skip
+    other.write_text(f"[transactions]\nmemory = 7\n{entities}", encoding="utf-8")
     deployment.schema_files, deployment.schema = (other,), load_schema([other])
     done = run(deployment, "rebuild", "--replace")
     assert done.returncode == 0, done.stderr
