@@ -44,6 +44,7 @@ _RANGE_BYTES_MAX = 64_000_000  # of one partition, from which on it is written w
 _HELD_BYTES_MAX = 256_000_000  # of all partitions together
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 _LAG_EVERY_S = 1.0
+_WELL_S = 30.0  # what fails after so long is a new trouble, to be told again
 
 
 def archived_topics(topics: TopicSettings) -> dict[str, Kind]:
@@ -149,6 +150,7 @@ class Archiver:
         """
         tries = 0
         while True:
+            began_s = time.monotonic()
             try:
                 await self._run(once=once)
                 return
@@ -156,8 +158,9 @@ class Archiver:
                 self._metrics.errors.inc()
                 if once:
                     raise
+                tries = 0 if time.monotonic() > began_s + _WELL_S else tries
                 if tries == 0:
-                    log.warning("%s; retrying, nothing is lost", error)
+                    log.warning("%s; trying again from the last committed range", error)
                 if self._stop.is_set():
                     return
                 await self._pause(_BACKOFF_S[min(tries, len(_BACKOFF_S) - 1)])

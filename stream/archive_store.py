@@ -179,27 +179,37 @@ class ArchiveStore:
         FileNotFoundError
             If it is gone: a compaction has put its records into another one. List again.
         """
-        with self._errors():
+        try:
             return self.filesystem.open(path, "rb")
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise self._unavailable(error) from error
 
     def _find(self, folder: str) -> dict[str, Any]:
         with self._errors():
             self.filesystem.invalidate_cache()
-            found = self.filesystem.find(folder, detail=True)
+            try:
+                found = self.filesystem.find(folder, detail=True)
+            except FileNotFoundError:
+                return {}
             return dict(found) if isinstance(found, dict) else {}
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (HeadraceError, FileNotFoundError):
+        except HeadraceError:
             raise
         except Exception as error:  # every filesystem has errors of its own
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ArchiveUnavailable(
-                f"the archive at {self.url} cannot be used: {reason[:300]}; is archive.url right, and may this user "
-                "list, read, write and delete there?"
-            ) from error
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> ArchiveUnavailable:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return ArchiveUnavailable(
+            f"the archive at {self.url} cannot be used: {reason[:300]}; is archive.url right, and may this user list, "
+            "read, write and delete there?"
+        )
 
 
 def _span(match: re.Match[str]) -> Span:

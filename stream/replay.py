@@ -169,7 +169,7 @@ def archived_timeline(settings: Settings, schema: Schema, target: Target) -> Tim
         If the archive cannot be read.
     """
     from stream.archive import archive_store  # keeps `headrace replay FILE` free of it
-    from stream.archive_tables import KEY, TIME, VALUE
+    from stream.archive_tables import KEY, OFFSET, TIME, VALUE
     from stream.archived import Archive
 
     archive = Archive(archive_store(settings))
@@ -177,7 +177,11 @@ def archived_timeline(settings: Settings, schema: Schema, target: Target) -> Tim
     tables = [archive.of_date(target, topic, date) for date in archive.dates(target)]
     if not tables:
         return Timeline((), np.zeros(0, np.int8))
-    table = pa.concat_tables(tables).sort_by(TIME).rename_columns({KEY: "key", VALUE: "value"})
+    table = (
+        pa.concat_tables(tables)
+        .sort_by([(TIME, "ascending"), (OFFSET, "ascending")])
+        .rename_columns({KEY: "key", VALUE: "value"})
+    )
     times = table[TIME].cast(pa.int64()).to_numpy()
     feed = RecordedFeed(topic, table, times, (), spoil_target(schema.transactions, target))
     return Timeline((feed,), np.zeros(len(times), np.int8))

@@ -203,7 +203,7 @@ class ArchiveSettings:
     every_s: Seconds = 60.0
     rows_max: Count = 100_000
     compact_files: Annotated[int, Meta(ge=2, le=1_000_000)] = 16
-    compact_mb: Annotated[int, Meta(ge=1, le=10_000)] = 64
+    compact_mb: Annotated[int, Meta(ge=1, le=10_000)] = 32
     care_every_s: Seconds = 600.0
     retention_days: Annotated[float, Meta(gt=0, le=36_500)] | None = None
     metrics_port: Port = 9465
