@@ -186,13 +186,12 @@ class Rebuild:
             goal = goals[lane.name]
             for (topic, p), offset in goal.offsets.items():
                 if p in goal.partitions:
-                    reach = self._reaches[topic, p]
-                    lost = [(offset, reach.start)] if offset < reach.start else reach.gaps(offset)
+                    lost = self._reaches[topic, p].gaps(offset)
                     problems += [f"records {a} to {b} of {topic} partition {p}" for a, b in lost]
         if problems and not partial:
             raise StateMissing(
                 f"{'; '.join(problems)} are neither in the archive nor in the topic any more; --partial goes on "
-                "without them, and state is then not what it was"
+                "without them, and state is then what the others give"
             )
 
     # -- 3, 4: folding ------------------------------------------------------------------------------------------

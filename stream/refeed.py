@@ -49,9 +49,10 @@ class Reach:
         return max(self.first, min(archived, self.end))
 
     def gaps(self, end: int) -> list[tuple[int, int]]:
-        """The ranges between :attr:`start` and ``end`` that are nowhere."""
+        """The ranges below ``end`` that are nowhere, as one that begins with the topic would need them."""
+        end = max(end, self.start)
         there = joined([*self.archived, (self.first, max(self.first, self.end))])
-        bounds = [self.start, *(offset for range_ in there for offset in range_), end]
+        bounds = [0, *(offset for range_ in there for offset in range_), end]
         return [(a, min(b, end)) for a, b in zip(bounds[::2], bounds[1::2], strict=True) if a < min(b, end)]
 
 

@@ -242,3 +242,13 @@ def test_a_worker_that_is_killed_while_redis_is_emptied_is_rebuilt_without_an_ar
     letters = deployment.decoded(topics.dead_letters)
     assert len(by_source(letters, "dead_letter_id")) == len(letters)
     assert_state_is_exact(deployment, decisions)
+
+    # What nobody has any more is told, and nothing is changed, unless one asks for it.
+    before = state(deployment)
+    forget(deployment, deployment.read(topics.decisions))
+    refused = run(deployment, "rebuild", "--replace")
+    assert refused.returncode == 2 and f"no decision about {topics.transactions}:" in refused.stderr, refused.stderr
+    forget(deployment, deployment.read(topics.transactions))
+    refused = run(deployment, "rebuild", "--replace")
+    assert refused.returncode == 2 and f"of {topics.transactions} partition 0; records 0 to" in refused.stderr
+    assert state(deployment) == before
