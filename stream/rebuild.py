@@ -63,6 +63,7 @@ class Rebuilt:
     archived: int = 0
     fetched: int = 0
     partitions: dict[str, int] = field(default_factory=dict)
+    left_out: int = 0  # transactions that were dead letters under the schema before
     seconds: float = 0.0
 
 
@@ -92,6 +93,8 @@ class Rebuild:
         self._drafts = {name: store.draft() for name, store in stores.items()}
         self._found: dict[Target, bytes] = {}  # by lane and partition, the bytes of the head that is replaced
         self._heads: dict[Target, Head] = {}
+        self._other_schema = False  # than that of the state which is replaced
+        self._left_out = 0
         self._reaches: dict[Target, Reach] = {}
 
     async def run(self, *, replace_state: bool, partial: bool, report: Report) -> Rebuilt:
@@ -145,6 +148,7 @@ class Rebuild:
                     "worker.group, or restore the count"
                 )
             self._heads[lane.name, p] = head
+            self._other_schema |= head.schema != self._schema.hash
 
     async def _look_around(self) -> None:
         """Find out what the topics and the archive hold."""
@@ -221,7 +225,7 @@ class Rebuild:
         for station in stations:
             await self._finish(station, goals[station.lane.name])
         return Rebuilt(sum(reader.from_archive for reader in readers), sum(reader.from_topic for reader in readers),
-                       {name: len(goal.partitions) for name, goal in goals.items()})  # fmt: skip
+                       {name: len(goal.partitions) for name, goal in goals.items()}, self._left_out)  # fmt: skip
 
     def _feeds(
         self, goals: Mapping[str, _Goal], consumer: Any
@@ -278,7 +282,10 @@ class Rebuild:
         }
         if not partial:
             undecided = self._fraud.decidable(partition, [r for r in records if r.offset not in chunk.emitted])
-            if undecided:
+            if undecided and self._other_schema:  # dead letters then, though this schema could read them
+                self._left_out += len(undecided)
+                chunk.records[topic] = [r for r in records if r not in undecided]
+            elif undecided:
                 raise StateMissing(
                     f"there is no decision about {topic}:{partition}:{undecided[0].offset}, neither in the archive nor "
                     f"in {self._settings.topics.decisions}, though it was applied; --partial scores such transactions "
@@ -340,6 +347,7 @@ def run(settings: Settings, schema: Schema, *, replace_state: bool, partial: boo
     partitions = " and ".join(f"{count} partitions of {name}" for name, count in done.partitions.items())
     print(
         f"rebuilt {partitions} from {done.archived + done.fetched:,} records ({done.archived:,} of the archive, "
-        f"{done.fetched:,} of the topics) in {done.seconds:.1f} s; workers go on where the last ones were",
+        f"{done.fetched:,} of the topics) in {done.seconds:.1f} s; workers go on where the last ones were"
+        + (f"; {done.left_out:,} transactions were no decisions under the schema before" if done.left_out else ""),
         file=sys.stderr,
     )
