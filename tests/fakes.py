@@ -246,9 +246,9 @@ class World:
         self.outputs: dict[Target, list[Message]] = defaultdict(list)
 
     def worker(self, *, in_flight: int = 4, cache: int = 1000, refresh_ms: int = 0, shift: float = 0.0,
-               lease_s: float = 60.0) -> FakeWorker:  # fmt: skip
+               lease_s: float = 60.0, sample: float = 0.0) -> FakeWorker:  # fmt: skip
         """A worker that has read nothing yet."""
-        return FakeWorker(self, in_flight, cache, refresh_ms, shift, lease_s)
+        return FakeWorker(self, in_flight, cache, refresh_ms, shift, lease_s, sample)
 
     def answers(self, topic: str) -> list[dict[str, Any]]:
         """All messages of an output topic."""
@@ -265,12 +265,14 @@ class FakeWorker:
     """A pipeline and how far it has read."""
 
     def __init__(self, world: World, in_flight: int, cache: int, refresh_ms: int, shift: float,
-                 lease_s: float) -> None:  # fmt: skip
+                 lease_s: float, sample: float = 0.0) -> None:  # fmt: skip
         n = world.log.partitions
         self.world = world
         self.settings = Settings(
             topics=TopicSettings(transaction_partitions=n, click_partitions=n),
-            worker=WorkerSettings(cache_sessions=cache, foreign_refresh_ms=refresh_ms, ahead_max_s=86_400.0 * 365),
+            worker=WorkerSettings(
+                cache_sessions=cache, foreign_refresh_ms=refresh_ms, ahead_max_s=86_400.0 * 365, vector_sample=sample
+            ),
         )
         fraud = FraudLane(self.settings, build_catalogue(SCHEMA.transactions))
         fraud.cache_bytes = cache * fraud.caches[-1].row_bytes
