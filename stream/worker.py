@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import faust
 import uvloop
 from aiokafka import AIOKafkaProducer
+from faust.tables import TableManager
 from faust.transport.utils import DefaultSchedulingStrategy
 from mode import Service
 from yarl import URL
@@ -88,6 +89,14 @@ class _Companion(Service):
 
     async def on_shutdown(self) -> None:
         await self._parts.close()
+
+
+class NoTables(TableManager):
+    """Faust's tables, of which there are none, without the second that it waits for them to be declared."""
+
+    async def on_start(self) -> None:
+        await self._update_channels()
+        await self.recovery.start()
 
 
 class _Worker(faust.Worker):
@@ -178,6 +187,7 @@ def _app(settings: Settings, loop: asyncio.AbstractEventLoop) -> HeadraceApp:
         autodiscover=False,
         loop=loop,
         ConsumerScheduler=DefaultSchedulingStrategy,
+        TableManager=NoTables,
     )
 
 
