@@ -7,6 +7,7 @@ know. Brokers that cannot be reached are waited for, with one line; what a retry
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import logging
 import sys
@@ -56,6 +57,9 @@ FAUST_VERSION = "0.15."
 _SWITCH_S = 0.0003  # fetching, computing and writing are three threads: none shall wait 5 ms for its turn
 _T = TypeVar("_T")
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+# Of glibc's malloc.h. A block this large is the system's again once it is freed, and so is as much at an arena's end.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_TRIM_BYTES, _MMAP_BYTES = 2 << 20, 4 << 20
 
 
 @dataclass(slots=True)
@@ -131,7 +135,7 @@ async def _patiently(what: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
 
 
 async def _connect(settings: Settings, metrics: Metrics, schema_hash: str) -> Parts:
-    models = ModelHolder(settings.artifacts, schema_hash, metrics)
+    models = ModelHolder(settings.artifacts, schema_hash, metrics, meanwhile=warm)
     redis = redis_client(settings.redis)
     await _patiently("Redis", lambda: check_redis(redis, settings.redis))
     await _patiently("Kafka", lambda: _require_topics(settings))
@@ -191,6 +195,14 @@ def _app(settings: Settings, loop: asyncio.AbstractEventLoop) -> HeadraceApp:
     )
 
 
+def _give_memory_back() -> None:
+    """Fix malloc's thresholds, where it has any: they grow with the tables that are freed, up to 32 and 64 MB."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
+
+
 def run(settings: Settings, schema: Schema) -> None:
     """Run one worker until SIGTERM or SIGINT.
 
@@ -207,7 +219,7 @@ def run(settings: Settings, schema: Schema) -> None:
         raise SettingsError([problem])
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
-    warm()
+    _give_memory_back()
     metrics = Metrics()
     port = metrics.serve(settings.worker.metrics_host, settings.worker.metrics_port)
     log.info("metrics on http://%s:%d/metrics", settings.worker.metrics_host, port)
