@@ -26,17 +26,15 @@ class Rows:
         self.ints: Ints = np.zeros((0, layout.ints), np.int64)
         self.floats: Floats = np.zeros((0, layout.floats), np.float64)
         self.free: list[int] = []
-        self._cleared = 0  # rows before this one were cleared once; those behind it have not been touched
         self.grow(rows)
-        self._clear(rows)
 
     def __len__(self) -> int:
         return len(self.ints)
 
     @property
     def nbytes(self) -> int:
-        """Memory of all rows that were ever in use; the others take none."""
-        return 8 * self._cleared * (self.layout.ints + self.layout.floats)
+        """Memory of all rows, used or free."""
+        return self.ints.nbytes + self.floats.nbytes
 
     @property
     def flat(self) -> tuple[Ints, Floats]:
@@ -44,11 +42,12 @@ class Rows:
         return self.ints.reshape(-1), self.floats.reshape(-1)
 
     def grow(self, rows: int) -> None:
-        """Add ``rows`` rows, which take no memory before their first use."""
-        first, kept = len(self.ints), self._cleared
+        """Add ``rows`` cleared rows."""
+        first = len(self.ints)
         ints = np.zeros((first + rows, self.layout.ints), np.int64)
         floats = np.zeros((first + rows, self.layout.floats), np.float64)
-        ints[:kept], floats[:kept] = self.ints[:kept], self.floats[:kept]
+        ints[:first], floats[:first] = self.ints, self.floats
+        ints[first:, :3] = NEVER
         self.ints, self.floats = ints, floats
         self.free.extend(range(first + rows - 1, first - 1, -1))
 
@@ -56,17 +55,13 @@ class Rows:
         """A cleared row that is now in use."""
         if not self.free:
             self.grow(max(256, len(self.ints)))
-        row = self.free.pop()
-        self._clear(row + 1)
-        return row
+        return self.free.pop()
 
     def spare(self, count: int) -> Ints:
         """The next ``count`` cleared rows that :meth:`spend` would take, int64[count]."""
         if len(self.free) < count:
             self.grow(max(256, len(self.ints), count))
-        rows = np.array(self.free[len(self.free) - count :][::-1], np.int64)
-        self._clear(int(rows.max(initial=-1)) + 1)
-        return rows
+        return np.array(self.free[len(self.free) - count :][::-1], np.int64)
 
     def spend(self, count: int) -> None:
         """Take the first ``count`` rows of those that :meth:`spare` showed."""
@@ -77,12 +72,6 @@ class Rows:
         self.ints[rows] = 0
         self.ints[rows, :3] = NEVER
         self.free.extend(rows.tolist())
-
-    def _clear(self, end: int) -> None:
-        """Clear the rows before ``end`` that have not been touched yet."""
-        if end > self._cleared:
-            self.ints[self._cleared : end, :3] = NEVER
-            self._cleared = end
 
     def merge(self, rows: Ints, view: int) -> None:
         """Make row ``view`` the sum of ``rows``, see :func:`features.kernel.merge`."""

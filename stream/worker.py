@@ -57,9 +57,8 @@ FAUST_VERSION = "0.15."
 _SWITCH_S = 0.0003  # fetching, computing and writing are three threads: none shall wait 5 ms for its turn
 _T = TypeVar("_T")
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
-# Of glibc's malloc.h. A block this large is the system's again once it is freed, and so is as much at an arena's end.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_TRIM_BYTES, _MMAP_BYTES = 2 << 20, 4 << 20
+_CALM_EVERY_S = 0.5
+_BURST, _CALM = 2500, 500  # records applied in that time
 
 
 @dataclass(slots=True)
@@ -81,18 +80,34 @@ class Parts:
 class _Companion(Service):
     """Lives as long as Faust's app: watches the models, sweeps, and closes the connections after the consumer."""
 
-    def __init__(self, parts: Parts, sweeper: Sweeper, poll_s: float, **kwargs: Any) -> None:
+    def __init__(self, parts: Parts, pipeline: Pipeline, sweeper: Sweeper, poll_s: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._parts = parts
+        self._pipeline = pipeline
         self._sweeper = sweeper
         self._poll_s = poll_s
 
     async def on_start(self) -> None:
         _ = self.add_future(self._parts.models.watch(self._poll_s))
         _ = self.add_future(self._sweeper.run())
+        _ = self.add_future(_give_back_after_bursts(self._pipeline))
 
     async def on_shutdown(self) -> None:
         await self._parts.close()
+
+
+async def _give_back_after_bursts(pipeline: Pipeline) -> None:
+    """Give what glibc keeps for the next burst, some 17 MB, back to the system when one is over, and not in between."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    applied, burst = 0, False
+    while trim is not None:
+        await asyncio.sleep(_CALM_EVERY_S)
+        before, applied = applied, sum(pipeline.applied.values())
+        if applied - before > _BURST:
+            burst = True
+        elif burst and applied - before < _CALM:
+            burst = False
+            await asyncio.to_thread(trim, 0)
 
 
 class NoTables(TableManager):
@@ -195,14 +210,6 @@ def _app(settings: Settings, loop: asyncio.AbstractEventLoop) -> HeadraceApp:
     )
 
 
-def _give_memory_back() -> None:
-    """Fix malloc's thresholds, where it has any: they grow with the tables that are freed, up to 32 and 64 MB."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
-        mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
-
-
 def run(settings: Settings, schema: Schema) -> None:
     """Run one worker until SIGTERM or SIGINT.
 
@@ -219,7 +226,6 @@ def run(settings: Settings, schema: Schema) -> None:
         raise SettingsError([problem])
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
-    _give_memory_back()
     metrics = Metrics()
     port = metrics.serve(settings.worker.metrics_host, settings.worker.metrics_port)
     log.info("metrics on http://%s:%d/metrics", settings.worker.metrics_host, port)
@@ -242,7 +248,7 @@ def run(settings: Settings, schema: Schema) -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     sys.setswitchinterval(_SWITCH_S)
-    companion = _Companion(parts, Sweeper(stations, metrics, settings.worker.sweep_every_s),
+    companion = _Companion(parts, pipeline, Sweeper(stations, metrics, settings.worker.sweep_every_s),
                            settings.worker.model_poll_s)  # fmt: skip
     worker = _Worker(app, companion, loop=loop, loglevel="WARN", quiet=True,
                      redirect_stdouts=False, override_logging=False)  # fmt: skip

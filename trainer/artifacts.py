@@ -310,7 +310,7 @@ def _read(path: Path) -> bytes:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``verify ROOT VERSION SCHEMA_HASH NICE``: the child of :class:`Verification`. Its exit code says what is wrong."""
+    """``verify ROOT VERSION SCHEMA_HASH NICE``: the child of :class:`Verification`. Says by exit code what is wrong."""
     if len(arguments) != 5 or arguments[0] != "verify":
         print("usage: python -m trainer.artifacts verify ROOT VERSION SCHEMA_HASH NICE", file=sys.stderr)
         return 2
