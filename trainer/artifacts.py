@@ -253,6 +253,11 @@ class Verification:
         self._child.kill()
         self._child.communicate()
 
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended, with a verdict or without."""
+        return self._child.poll() is not None
+
     def wait(self, timeout_s: float = 60.0) -> None:
         """Wait for the verdict. Blocks.
 
