@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
+from faust.tables import TableManager
 from faust.tables.recovery import Recovery
 from faust.transport import consumer as base
 from faust.transport.drivers import aiokafka as driver
@@ -98,6 +99,16 @@ def test_a_commit_asks_for_the_applied_offsets_only() -> None:
     source = inspect.getsource(base.Consumer.force_commit) + inspect.getsource(base.Consumer._commit_tps)
     assert "_filter_tps_with_pending_acks" in source
     assert "_new_offset" in inspect.getsource(base.Consumer._filter_committable_offsets)
+
+
+def test_tables_are_started_as_faust_does_but_for_its_second_of_waiting() -> None:
+    steps = inspect.getsource(TableManager.on_start)
+    assert [line.strip() for line in steps.splitlines() if "await" in line] == [
+        "await self.sleep(1.0)",
+        "await self._update_channels()",
+        "await self.recovery.start()",
+    ]
+    assert worker.NoTables.on_start is not TableManager.on_start
 
 
 def test_faust_drains_before_a_rebalance_and_seeks_after_it() -> None:
