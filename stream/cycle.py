@@ -48,7 +48,8 @@ class Pipeline:
     """Runs cycles over all lanes; see the module's text for the steps."""
 
     def __init__(self, stations: Sequence[Station], publisher: Publisher, tails: TailReader, models: Any,
-                 metrics: Metrics, schema_hash: str, in_flight: int, lease_s: float) -> None:  # fmt: skip
+                 metrics: Metrics, schema_hash: str, in_flight: int, cycle_events: int, lease_s: float
+                 ) -> None:  # fmt: skip
         self.stations = tuple(stations)
         self.models = models
         self.applied: dict[Target, int] = {}
@@ -57,6 +58,7 @@ class Pipeline:
         self._metrics = metrics
         self._schema_hash = schema_hash
         self._in_flight = in_flight
+        self._cycle_events = cycle_events  # a larger cycle takes the place of several in flight
         self._lease_s = lease_s
         self._awake_s = time.monotonic()  # when the last cycle began
         self._slots = asyncio.Semaphore(in_flight)
@@ -140,16 +142,23 @@ class Pipeline:
                         now[target] = records[:limit]
                         if len(records) > limit:
                             later[target] = records[limit:]
-            slots = self._slots
-            await slots.acquire()
-            started = False
+            slots, held, started = self._slots, 0, False
+            places = min(max(sum(map(len, now.values())) // self._cycle_events, 1), self._in_flight)
+
+            def release(slots: asyncio.Semaphore = slots, places: int = places) -> None:
+                for _ in range(places):
+                    slots.release()
+
             try:
+                while held < places:
+                    await slots.acquire()
+                    held += 1
                 await self._confirm(epoch)
                 async with self._computing:
-                    started = await self._compute(now, _lagging_after(later, lagging), slots, epoch)
+                    started = await self._compute(now, _lagging_after(later, lagging), release, epoch)
             finally:
                 if not started:
-                    slots.release()
+                    release(places=held)
             if not later:
                 return
             rest = later
@@ -172,9 +181,9 @@ class Pipeline:
                         raise conflict(p, head or b"")
         self._awake_s = time.monotonic()
 
-    async def _compute(self, fetched: Fetched, lagging: Callable[[Target], bool], slots: asyncio.Semaphore,
+    async def _compute(self, fetched: Fetched, lagging: Callable[[Target], bool], release: Callable[[], None],
                        epoch: int) -> bool:  # fmt: skip
-        """Steps 1 to 4 of one cycle; whether there was anything to do, and so a task that will free the slot."""
+        """Steps 1 to 4 of one cycle; whether there was anything to do, and so a task that will free its places."""
         self._raise_failure()
         if not self._accepting or epoch != self._epoch:
             return False  # given up while the fetch waited for its turn; whoever takes over reads it again
@@ -222,7 +231,7 @@ class Pipeline:
         pending = await self._publisher.send(outputs)
         previous = self._tasks[-1] if self._tasks else None
         task = asyncio.create_task(self._finish(cycle, previous, pending, produced, tally, start))
-        task.add_done_callback(lambda _: slots.release())
+        task.add_done_callback(lambda _: release())
         self._tasks.append(task)
         self._metrics.in_flight.set(len(self._tasks))
         return True

@@ -206,7 +206,8 @@ def run(settings: Settings, schema: Schema) -> None:
     stations = [Station(lane, StateStore(parts.redis, settings.redis, settings.worker.group, lane.name), {})
                 for lane in lanes]  # fmt: skip
     pipeline = Pipeline(stations, parts.publisher, parts.tails, parts.models, metrics, schema.hash,
-                        settings.worker.cycles_in_flight, settings.worker.session_timeout_s / 2)  # fmt: skip
+                        settings.worker.cycles_in_flight, settings.worker.cycle_events_max,
+                        settings.worker.session_timeout_s / 2)  # fmt: skip
     app = _app(settings, loop)
     app.transport = FetchTransport(app.conf.broker_consumer, app)
     app.boot_strategy.enable_kafka_producer = False

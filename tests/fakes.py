@@ -271,7 +271,7 @@ class FakeWorker:
         current = SimpleNamespace(version="000001", fraud=FakeFraud(shift), neighbours=FakeNeighbours())
         models = SimpleNamespace(current=current)
         self.pipeline = Pipeline(stations, self.publisher, MemoryTails(world.outputs), models,  # type: ignore[arg-type]
-                                 Metrics(), SCHEMA.hash, in_flight, lease_s)  # fmt: skip
+                                 Metrics(), SCHEMA.hash, in_flight, 4096, lease_s)  # fmt: skip
         self.positions: dict[Target, int] = {}
 
     async def take_over(self, partitions: Sequence[int] | None = None) -> None:
