@@ -227,6 +227,9 @@ def item_number(item: str) -> str:
     return str(int(hash_strings([item])[0] % np.uint64(1 << 31)))
 
 
+CYCLE_EVENTS = 20  # records of a cycle that take a place among those in flight
+
+
 class World:
     """The servers that outlive a worker, and the input."""
 
@@ -271,7 +274,7 @@ class FakeWorker:
         current = SimpleNamespace(version="000001", fraud=FakeFraud(shift), neighbours=FakeNeighbours())
         models = SimpleNamespace(current=current)
         self.pipeline = Pipeline(stations, self.publisher, MemoryTails(world.outputs), models,  # type: ignore[arg-type]
-                                 Metrics(), SCHEMA.hash, in_flight, 4096, lease_s)  # fmt: skip
+                                 Metrics(), SCHEMA.hash, in_flight, CYCLE_EVENTS, lease_s)  # fmt: skip
         self.positions: dict[Target, int] = {}
 
     async def take_over(self, partitions: Sequence[int] | None = None) -> None:

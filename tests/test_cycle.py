@@ -10,7 +10,7 @@ import pytest
 
 from features.errors import ServiceUnavailable, StateConflict, StateMissing
 from stream.station import Bounds
-from tests.fakes import FakeWorker, World, item_number
+from tests.fakes import CYCLE_EVENTS, FakeWorker, World, item_number
 
 
 def filled(partitions: int = 1, count: int = 150, seed: int = 1) -> World:
@@ -90,6 +90,40 @@ def test_a_cache_that_holds_next_to_nothing_changes_nothing(partitions: int, cou
         assert large.state() == small.state()
 
     asyncio.run(both())
+
+
+@pytest.mark.parametrize(("records", "cycles"), [(1, 4), (CYCLE_EVENTS, 4), (2 * CYCLE_EVENTS, 2), (90, 1)])
+def test_a_large_cycle_takes_the_place_of_several_so_that_no_more_records_are_in_flight(
+    records: int, cycles: int
+) -> None:
+    async def run() -> None:
+        world = World()
+        for i in range(6 * records):
+            world.log.pay(f"e{i}", i * 1000)
+        worker, acknowledge, given = world.worker(in_flight=4), asyncio.Event(), 0
+        at_once = worker.publisher.acknowledged
+
+        async def later(pending: Any) -> Any:
+            await acknowledge.wait()
+            return await at_once(pending)
+
+        worker.publisher.acknowledged = later  # type: ignore[method-assign]
+        await worker.take_over()
+
+        async def go_on() -> None:
+            nonlocal given
+            while await worker.fetch({"transactions": records}):
+                given += 1
+
+        going = asyncio.create_task(go_on())
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert given == cycles
+        acknowledge.set()
+        await going
+        assert len(world.answers("decisions")) == 6 * records
+
+    asyncio.run(run())
 
 
 FAULTS = [("publisher", "refused"), ("publisher", "half written"), ("publisher", "written"), ("fraud", "down"),
