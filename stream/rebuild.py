@@ -325,11 +325,12 @@ def run(settings: Settings, schema: Schema, *, replace_state: bool, partial: boo
     """
     from stream.models import ModelHolder
 
-    warm()
+    models = ModelHolder(settings.artifacts, schema.hash, Metrics(), warm).current.fraud if partial else None
+    if not partial:
+        warm()
 
     async def main() -> Rebuilt:
         archive = await asyncio.to_thread(lambda: Archive(archive_store(settings))) if settings.archive.url else None
-        models = ModelHolder(settings.artifacts, schema.hash, Metrics()).current.fraud if partial else None
         redis = redis_client(settings.redis)
         try:
             await check_redis(redis, settings.redis)
