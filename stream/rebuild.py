@@ -201,7 +201,10 @@ class Rebuild:
     # -- 3, 4: folding ------------------------------------------------------------------------------------------
 
     async def _fold(self, goals: Mapping[str, _Goal], *, partial: bool, report: Report) -> Rebuilt:
-        positions = {target: at for goal in goals.values() for target, at in goal.outputs.items()}
+        positions: dict[Target, int] = {}
+        for goal in goals.values():
+            for target, at in goal.outputs.items():  # dead letters answer both lanes: the earlier position has all
+                positions[target] = min(at, positions.get(target, at))
         silent: Any = Silent(positions)
         stations = [Station(lane, self._drafts[lane.name], {}) for lane in self._lanes]
         models = SimpleNamespace(current=SimpleNamespace(version="", fraud=self._models or Unscored(),

@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -25,6 +25,13 @@ _WINDOW = 20_000  # offsets that are read from the archive at once
 _FETCH_MS = 500
 _WAIT_S = 60.0
 _EMITTED = ["source_offset", "score", "anomaly", "action", "model_version", "label_position"]
+
+
+class About(NamedTuple):
+    """A decision, and the offset of the transaction that it is about."""
+
+    offset: int
+    emitted: Emitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +101,7 @@ class Reader:
             return list(archive.records(kind, place.topic, place.partition, first, end))
         table = archive.table(kind, place.topic, place.partition, first, end, _EMITTED)
         rows = zip(*(table[name].to_pylist() for name in _EMITTED), strict=True)
-        return [(row[0], Emitted("", *row[1:])) for row in rows if row[0] is not None]  # known by its offset
+        return [About(row[0], Emitted("", *row[1:])) for row in rows if row[0] is not None]  # known by its offset
 
     async def _from_topic(self, end: int) -> list[Any]:
         place, deadline = self._reach.place, asyncio.get_running_loop().time() + _WAIT_S
@@ -148,7 +155,7 @@ class Decided:
         self._known = {offset: emitted for offset, emitted in self._known.items() if offset >= first}
         while self._newest < end - 1 and self.reader.at < self.reader.end:
             for item in await self.reader.window():
-                offset, emitted = item if isinstance(item, tuple) else self._read(item)
+                offset, emitted = item if isinstance(item, About) else self._read(item)
                 if emitted is not None and offset >= first:
                     self._known.setdefault(offset, emitted)
                     self._newest = max(self._newest, offset)

@@ -113,6 +113,18 @@ class MemoryStore:
         await self._wait()
         self.hashes.pop(partition, None)
 
+    def draft(self) -> MemoryStore:
+        """As StateStore."""
+        return MemoryStore({}, self.lane)
+
+    async def replace_by(self, draft: MemoryStore, partition: int, expected: bytes) -> None:
+        """As StateStore."""
+        await self._wait()
+        found = self.hashes.get(partition, {}).get(HEAD, b"")
+        if found != expected:
+            raise conflict(partition, found)
+        self.hashes[partition] = draft.hashes.pop(partition)
+
     async def scan(self, partition: int, cursor: int, count: int) -> tuple[int, dict[bytes, bytes]]:
         """As StateStore; fields come by their checksum, so that a removal in between hides none of the others."""
         await self._wait()

@@ -10,7 +10,7 @@ from aiokafka import TopicPartition
 
 from stream.archived import ArchivedRecord
 from stream.intake import Emitted
-from stream.refeed import Decided, FraudFeed, Reach, Records
+from stream.refeed import About, Decided, FraudFeed, Reach, Records
 
 
 @pytest.mark.parametrize(
@@ -58,8 +58,8 @@ def record(offset: int) -> ArchivedRecord:
 @pytest.mark.parametrize("limit", [1, 2, 5, 100])
 def test_each_transaction_comes_with_the_labels_that_its_decision_had_seen(size: int, limit: int) -> None:
     positions = [0, 0, 3, 3, 9, None, 9, 14]  # by transaction; None: a dead letter
-    decisions = [(n, Emitted("", 0.0, 0.0, "allow", "1", p)) for n, p in enumerate(positions) if p is not None]
-    decisions.insert(4, (2, Emitted("", 1.0, 0.0, "block", "2", 11)))  # a zombie's copy: the first counts
+    decisions = [About(n, Emitted("", 0.0, 0.0, "allow", "1", p)) for n, p in enumerate(positions) if p is not None]
+    decisions.insert(4, About(2, Emitted("", 1.0, 0.0, "block", "2", 11)))  # a zombie's copy: the first counts
     transactions, labels = [Windows([record(i) for i in range(n)], size) for n in (8, 20)]
     fraud = FraudFeed(("t", "l"), Records(transactions), Records(labels),  # type: ignore[arg-type]
                       Decided(Windows(decisions, size), "t"), labels_end=17)  # type: ignore[arg-type]  # fmt: skip
