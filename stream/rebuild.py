@@ -178,7 +178,8 @@ class Rebuild:
                 else:
                     wanted[topic, p] = {t: offsets[t, p] for t in lane.topics if _answers(lane, topic, t)}
         found = await unapplied_answers(self._settings.kafka, wanted) if wanted else {}
-        ends = await offset_range(self._settings.kafka, [TopicPartition(*target) for target in found])
+        places = [TopicPartition(*target) for target in found]
+        ends = await offset_range(self._settings.kafka, places) if places else {}
         answered = {t[1] for t, position in found.items() if position < ends[TopicPartition(*t)][1]}
         answered |= {p for (name, p) in self._heads if name == lane.name}
         begun = {p for p in range(lane.partitions) if p in answered or any((t, p) in committed for t in lane.topics)}
