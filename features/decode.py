@@ -62,6 +62,18 @@ class Bad:
     sentence: str
 
 
+class Refused(bytes):
+    """No bytes, in the place of a value that must not be looked at: why it cannot be decided is known already."""
+
+    def __new__(cls, code: DeadLetterReason, sentence: str) -> Refused:
+        self = super().__new__(cls)
+        self.code, self.sentence = code, sentence
+        return self
+
+    code: DeadLetterReason
+    sentence: str
+
+
 @dataclass(slots=True)
 class TransactionBatch:
     """The good transactions or labels of a fetch. ``rows`` are their indices in it; all columns are aligned with it.
@@ -120,6 +132,8 @@ class _Decoder:
     def _message(self, value: bytes | None) -> tuple[Any, int]:
         """The message, and 1 if it has fields that nobody knows."""
         if not value:
+            if isinstance(value, Refused):
+                raise BadEvent(value.code, value.sentence)
             raise BadEvent("empty", "the record has no value")
         if len(value) > self.limits.message_bytes_max:
             limit = self.limits.message_bytes_max

@@ -25,7 +25,7 @@ from aiokafka.errors import KafkaError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from features.errors import HeadraceError, RedisUnavailable, ServiceUnavailable, StateConflict
+from features.errors import ComputeFailed, HeadraceError, RedisUnavailable, ServiceUnavailable, StateConflict
 from stream.connections import kafka_client_args
 from stream.cycle import Pipeline, failure_cause
 from stream.lane import Target
@@ -33,13 +33,14 @@ from stream.metrics import Metrics
 from stream.offsets import offset_range
 from stream.settings import Settings
 from stream.station import Bounds
+from stream.unpacking import bound_unpacking
 
 log = logging.getLogger("headrace.worker")
 _POLL_S = 0.25  # longest wait of one fetch, so that a failed cycle or a stop is noticed
 _POLL_INTERVAL_MS = 3_600_000  # a recovery may take as long as Redis is away; a dead worker misses heartbeats
 _BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 _ASSIGNED = ServiceUnavailable("partitions were assigned")  # no failure: the usual reason to take over
-_RETRIED = (ServiceUnavailable, StateConflict, KafkaError)
+_RETRIED = (ServiceUnavailable, StateConflict, ComputeFailed, KafkaError)
 _LABELS_WAITING_MAX = 20_000  # per partition; above it the partition is paused
 
 
@@ -75,6 +76,7 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         """
         settings = cast(HeadraceApp, self.app).context.settings
         worker = settings.worker
+        bound_unpacking(settings.kafka.batch_bytes_max)
         return aiokafka.AIOKafkaConsumer(
             **kafka_client_args(settings.kafka),
             group_id=worker.group,

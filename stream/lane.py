@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from features.decode import Bad
+from features.decode import Bad, Refused
 from features.messages import DeadLetter
 from features.texts import Texts
 from features.watermark import UNMARKED, Watermark
@@ -29,9 +29,10 @@ _Message = TypeVar("_Message", bound=msgspec.Struct)
 
 
 class LetterId(msgspec.Struct, frozen=True):
-    """Of a dead letter, its source."""
+    """Of a dead letter, its source and why."""
 
     dead_letter_id: str
+    reason: str = ""
 
 
 class Record(Protocol):
@@ -45,6 +46,24 @@ class Record(Protocol):
     def value(self) -> bytes | None: ...
     @property
     def timestamp(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """In the place of a record that must not be decoded; ``value`` says why, ``given`` is what the record held.
+
+    With a ``first_offset`` it stands for all records from there to ``offset``. The rest is what aiokafka asks of one.
+    """
+
+    offset: int
+    key: bytes | None
+    value: Refused
+    timestamp: int
+    given: bytes | None = None
+    first_offset: int | None = None
+    timestamp_type: int = 0
+    checksum: None = None
+    headers: tuple[()] = ()
 
 
 Records = Mapping[str, Sequence[Record]]  # of one partition number: topic to records in offset order
@@ -121,7 +140,13 @@ class Tally:
 
 
 class Lane(Protocol):
-    """One kind of decision. ``name`` is part of the state's key; ``topics`` are its inputs."""
+    """One kind of decision. ``name`` is part of the state's key; ``topics`` are its inputs, and the last of ``outputs``
+    is for dead letters.
+
+    While a record that makes a cycle raise is looked for, :meth:`narrow` says how many waiting records of a partition
+    a cycle may take up (0: as many as ever), and :meth:`sources` tells the topic, partition and offset of each that it
+    would have counted.
+    """
 
     @property
     def name(self) -> str: ...
@@ -138,6 +163,8 @@ class Lane(Protocol):
     def wanted(self, work: Any, cycle: int, now_s: float) -> dict[int, list[bytes]]: ...
     def fill(self, work: Any, values: Mapping[int, Mapping[bytes, bytes | None]], now_s: float) -> None: ...
     def compute(self, work: Any, models: Any, cycle: int, tally: Tally) -> list[Produced]: ...
+    def sources(self, work: Any) -> list[tuple[Target, int]]: ...
+    def narrow(self, limit: int) -> None: ...
     def resume(self, partition: int, offsets: Mapping[str, int], watermark: Watermark = ...) -> None: ...
     def drop(self, partition: int) -> None: ...
     def evict(self, settled: int) -> None: ...
@@ -203,7 +230,8 @@ def reached(offsets: Mapping[str, int], wanted: Mapping[str, int]) -> bool:
 
 def dead_letter(target: Target, record: Record, bad: Bad) -> Message:
     """The dead letter of a record; it always fits the broker's limit, whatever the record's size."""
-    value = record.value or b""
+    stand_in = record if isinstance(record, StandIn) else None
+    value = (stand_in.given if stand_in else record.value) or b""
     key = record.key
     letter = DeadLetter(
         dead_letter_id=source_id(target, record.offset),
@@ -216,6 +244,7 @@ def dead_letter(target: Target, record: Record, bad: Bad) -> Message:
         sha256=hashlib.sha256(value).hexdigest(),
         value=base64.b64encode(value[:DEAD_LETTER_BYTES]).decode(),
         key=None if key is None else base64.b64encode(key[:1024]).decode(),
+        first_offset=stand_in.first_offset if stand_in else None,
     )
     return letter.dead_letter_id.encode(), msgspec.json.encode(letter)
 
