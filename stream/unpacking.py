@@ -156,8 +156,10 @@ class Records(PartitionRecords):  # type: ignore[misc]
 
     def _instead_of(self, batch: Any, sentence: str) -> Any:
         first = max(self.next_fetch_offset, batch.base_offset)
-        self.next_fetch_offset = batch.next_offset
         self._records_iterator = self._unpack_records()  # goes on with the next batch
+        if first >= batch.next_offset:
+            return next(self)  # nobody asked for this one
+        self.next_fetch_offset = batch.next_offset
         last = batch.next_offset - 1
         text = f"offsets {first} to {last} are skipped: {sentence}"
         record = StandIn(last, None, Refused("unreadable_batch", text), batch.max_timestamp, first_offset=first)
