@@ -23,6 +23,24 @@ _MILLISECOND = timedelta(milliseconds=1)
 _RANGE = "from 2000-01-01 up to 2100-01-01"
 
 
+class Refused(bytes):
+    """No bytes, in the place of a value that must not be looked at: why it cannot be decided is known already.
+
+    ``given`` is the value, if there is one. With a ``first`` its record stands for all from that offset to its own.
+    """
+
+    code: DeadLetterReason
+    sentence: str
+    given: bytes | None
+    first: int | None
+
+    @classmethod
+    def of(cls, code: DeadLetterReason, sentence: str, given: bytes | None = None, first: int | None = None) -> Refused:
+        self = cls()
+        self.code, self.sentence, self.given, self.first = code, sentence, given, first
+        return self
+
+
 def parse_time_ms(value: str | int) -> int:
     """Epoch milliseconds of an RFC 3339 text or of epoch milliseconds.
 

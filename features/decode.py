@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from features.checks import check_names, clean_id, clean_numbers, parse_time_ms, reason_of
+from features.checks import Refused, check_names, clean_id, clean_numbers, parse_time_ms, reason_of
 from features.encoding import category_buckets, span_buckets
 from features.errors import BadEvent
 from features.messages import (
@@ -58,18 +58,6 @@ class Bad:
     """A record that cannot be decided: its index in the fetch, the reason code, and a sentence."""
 
     index: int
-    code: DeadLetterReason
-    sentence: str
-
-
-class Refused(bytes):
-    """No bytes, in the place of a value that must not be looked at: why it cannot be decided is known already."""
-
-    def __new__(cls, code: DeadLetterReason, sentence: str) -> Refused:
-        self = super().__new__(cls)
-        self.code, self.sentence = code, sentence
-        return self
-
     code: DeadLetterReason
     sentence: str
 

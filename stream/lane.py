@@ -19,7 +19,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from features.decode import Bad, Refused
+from features.checks import Refused
+from features.decode import Bad
 from features.messages import DeadLetter
 from features.texts import Texts
 from features.watermark import UNMARKED, Watermark
@@ -50,17 +51,12 @@ class Record(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StandIn:
-    """In the place of a record that must not be decoded; ``value`` says why, ``given`` is what the record held.
-
-    With a ``first_offset`` it stands for all records from there to ``offset``. The rest is what aiokafka asks of one.
-    """
+    """In the place of records that must not be decoded; ``value`` says why. The rest is what aiokafka asks of one."""
 
     offset: int
     key: bytes | None
     value: Refused
     timestamp: int
-    given: bytes | None = None
-    first_offset: int | None = None
     timestamp_type: int = 0
     checksum: None = None
     headers: tuple[()] = ()
@@ -230,8 +226,8 @@ def reached(offsets: Mapping[str, int], wanted: Mapping[str, int]) -> bool:
 
 def dead_letter(target: Target, record: Record, bad: Bad) -> Message:
     """The dead letter of a record; it always fits the broker's limit, whatever the record's size."""
-    stand_in = record if isinstance(record, StandIn) else None
-    value = (stand_in.given if stand_in else record.value) or b""
+    refused = record.value if isinstance(record.value, Refused) else None
+    value = (record.value if refused is None else refused.given) or b""
     key = record.key
     letter = DeadLetter(
         dead_letter_id=source_id(target, record.offset),
@@ -244,7 +240,7 @@ def dead_letter(target: Target, record: Record, bad: Bad) -> Message:
         sha256=hashlib.sha256(value).hexdigest(),
         value=base64.b64encode(value[:DEAD_LETTER_BYTES]).decode(),
         key=None if key is None else base64.b64encode(key[:1024]).decode(),
-        first_offset=stand_in.first_offset if stand_in else None,
+        first_offset=None if refused is None else refused.first,
     )
     return letter.dead_letter_id.encode(), msgspec.json.encode(letter)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
-from features.decode import Refused
+from features.checks import Refused
 from features.errors import ComputeFailed, HeadraceError
 from stream.lane import LetterId, Record, StandIn, Target, emitted_before
 
@@ -163,7 +163,7 @@ class Quarantine:
 
 
 def _stand_in(record: Record, sentence: str) -> Record:
-    return StandIn(record.offset, record.key, Refused("internal", sentence), record.timestamp, given=record.value)
+    return StandIn(record.offset, record.key, Refused.of("internal", sentence, record.value), record.timestamp)
 
 
 def _ends(sources: Iterable[Source]) -> dict[Target, int]:

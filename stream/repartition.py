@@ -21,8 +21,7 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import ConsumerRecord
 
-from features.checks import clean_id
-from features.decode import Refused
+from features.checks import Refused, clean_id
 from features.errors import BadEvent, TopicError
 from features.hashing import partitions_of
 from features.messages import Click, label_type, transaction_type

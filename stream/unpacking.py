@@ -22,7 +22,7 @@ from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.errors import CorruptRecordException
 
-from features.decode import Refused
+from features.checks import Refused
 from features.errors import HeadraceError
 from stream.lane import StandIn
 from stream.settings import KafkaSettings
@@ -162,8 +162,8 @@ class Records(PartitionRecords):  # type: ignore[misc]
         self.next_fetch_offset = batch.next_offset
         last = batch.next_offset - 1
         text = f"offsets {first} to {last} are skipped: {sentence}"
-        record = StandIn(last, None, Refused("unreadable_batch", text), batch.max_timestamp, first_offset=first)
-        return self._consumer_record(self._tp, record)
+        value = Refused.of("unreadable_batch", text, first=first)
+        return self._consumer_record(self._tp, StandIn(last, None, value, batch.max_timestamp))
 
 
 def patched_modules() -> list[ModuleType]:

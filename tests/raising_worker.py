@@ -15,14 +15,14 @@ _HASHES = hash_strings(os.environ["RAISES_ON"].split(",")).view(np.int64)
 _fold = engine.fold
 
 
-def _raising(catalogue: Any, tables: Any, operations: Any, marks: Any = None) -> Any:
-    folded = _fold(catalogue, tables, operations, marks)  # the state in memory is spoilt when it raises
+def _raising(catalogue: Any, tables: Any, operations: Any, *more: Any) -> Any:
+    folded = _fold(catalogue, tables, operations, *more)  # the state in memory is spoilt when it raises
     if np.isin(operations.event_hash, _HASHES).any():
         raise FloatingPointError("a bug of ours")
     return folded
 
 
-engine.fold = _raising
+setattr(engine, "fold", _raising)  # noqa: B010 - as a bug in it would
 
 if __name__ == "__main__":
     main()

@@ -28,7 +28,7 @@ from tests.test_artifacts import reseal
 from tests.test_worker import START_MS, payment, says, send
 from tests.workers import Deployment, assert_state_is_exact, by_source, wait_until
 from tests.world import World
-from trainer import artifacts
+from trainer import artifacts, manifest
 
 DAY_MS = 86_400_000
 YEAR_MS = 365 * DAY_MS
@@ -208,9 +208,9 @@ def test_an_event_id_that_comes_again_counts_once_across_restarts_and_takeovers_
 def _damaged(root: Path, version: str, how: str) -> None:
     """A version made from the first one that must not be served, and the pointer to it."""
     folder = Path(shutil.copytree(root / "000001", root / version))
-    manifest, model = folder / "manifest.json", folder / "fraud.txt"
-    old = manifest.read_text().replace('"version": "000001"', f'"version": "{version}"')
-    fields = msgspec.json.decode(old.encode(), type=artifacts.Manifest)
+    path, model = folder / "manifest.json", folder / "fraud.txt"
+    old = path.read_text().replace('"version": "000001"', f'"version": "{version}"')
+    fields = msgspec.json.decode(old.encode(), type=manifest.Manifest)
     text = model.read_text()
     if how == "wrong features":
         features = list(fields.features)
@@ -228,7 +228,7 @@ def _damaged(root: Path, version: str, how: str) -> None:
     elif how == "another schema":
         fields = msgspec.structs.replace(fields, schema_hash="0" * 16)
     model.write_text(text)
-    manifest.write_bytes(artifacts.encode_manifest(fields))
+    path.write_bytes(manifest.encode(fields))
     reseal(folder)
     if how == "mutated":
         whole = bytearray(model.read_bytes())
