@@ -111,7 +111,8 @@ def _repeated(pairs: list[tuple[str, Any]]) -> str | None:
 
 
 def check_names(value: bytes, quoted: Sequence[bytes]) -> None:
-    """See that no field stands twice in a JSON object: readers differ in which of the two counts.
+    """See that no field stands twice in a JSON object, since readers differ in which of the two counts, and that all
+    of it is UTF-8, since msgspec does not look into fields that it skips.
 
     ``quoted`` are the names of the fields that are looked at, as JSON has them; an unknown one is nobody's matter.
 
@@ -119,7 +120,10 @@ def check_names(value: bytes, quoted: Sequence[bytes]) -> None:
     ------
     BadEvent
         If one does.
+    UnicodeDecodeError
+        If it is not UTF-8.
     """
+    _ = value.decode()
     # A tenth of the time of reading it again, and nearly always enough; escapes may spell a name in another way.
     if b"\\u" not in value and max(map(value.count, quoted)) < 2:
         return
