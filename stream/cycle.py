@@ -24,15 +24,15 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from features.errors import ComputeFailed, HeadraceError, RedisUnavailable, StateConflict
+from features.errors import HeadraceError
 from features.watermark import Watermark
-from stream.lane import Held, Lane, Message, Produced, Record, Tally, Target, reached
+from stream.lane import Held, Lane, Message, Produced, Record, Tally, Target, lagging_after, reached
 from stream.metrics import Metrics
 from stream.publisher import Pending, Publisher
-from stream.quarantine import Quarantine
+from stream.quarantine import Quarantine, Source
 from stream.station import Bounds, Station, heads_of
 from stream.store import HEAD, Head, Write, conflict, encode_head
 from stream.tails import TailReader
@@ -143,7 +143,7 @@ class Pipeline:
             try:
                 await self._confirm(epoch)
                 async with self._computing:
-                    started = await self._compute(now, _lagging_after(later, lagging), slots, epoch)
+                    started = await self._compute(now, lagging_after(later, lagging), slots, epoch)
             finally:
                 if not started:
                     slots.release()
@@ -233,10 +233,11 @@ class Pipeline:
             raise await self._suspect(error, fetched, [part for part, _ in work]) from error
         if self._quarantine.limit:
             self._passed([part for part, _ in work], [part for _, part in produced])
-        outputs: dict[Target, list[Message]] = {}
+        outputs: dict[Target, Sequence[Message]] = {}
         for _, part in produced:
             for topic, messages in part.messages.items():
-                outputs.setdefault((topic, part.partition), []).extend(messages)
+                target = topic, part.partition
+                outputs[target] = [*outputs[target], *messages] if target in outputs else messages
         start = time.perf_counter()
         pending = await self._publisher.send(outputs)
         previous = self._tasks[-1] if self._tasks else None
@@ -253,9 +254,16 @@ class Pipeline:
         suspects = [(target, record.offset) for target, records in fetched.items() for record in records]
         if work:
             suspects = [source for s, part in zip(self.stations, work, strict=True) for source in s.lane.sources(part)]
+        return self._failed(error, suspects)
+
+    def _failed(self, error: Exception, suspects: Sequence[Source]) -> HeadraceError:
         failure = self._quarantine.failed(error, suspects)
         self._narrow()
         return failure
+
+    def _unapplied(self, produced: Sequence[Produced]) -> list[Source]:
+        ends = {(topic, part.partition): end for part in produced for topic, end in part.offsets.items()}
+        return [(target, offset) for target, end in ends.items() for offset in range(self.applied[target], end)]
 
     def _passed(self, work: Sequence[Any], produced: Sequence[Produced]) -> None:
         good = sum(len(s.lane.sources(part)) for s, part in zip(self.stations, work, strict=True))
@@ -301,7 +309,13 @@ class Pipeline:
             await previous
         start = time.perf_counter()
         for station in self.stations:
-            await self._apply(station, [p for s, p in produced if s is station], positions)
+            mine = [p for s, p in produced if s is station]
+            try:
+                await self._apply(station, mine, positions)
+            except HeadraceError:
+                raise
+            except Exception as error:  # of the state's encoding, which may have gone on until now
+                raise self._failed(error, self._unapplied(mine)) from error
         tally.seconds["apply"] = time.perf_counter() - start
         self._settled = cycle
         self._metrics.settled(tally, answered_ms)
@@ -331,7 +345,8 @@ class Pipeline:
                 outputs = {t: positions.get((t, part.partition), max(o, ends.get(t, 0))) for t, o in outputs.items()}
             new = self._signed(offsets, outputs, part.watermark, station.lane)
             heads[part.partition] = new, encode_head(new)
-            writes.append(Write(part.partition, expected, heads[part.partition][1], part.fields))
+            fields = await asyncio.wrap_future(part.fields) if isinstance(part.fields, Future) else part.fields
+            writes.append(Write(part.partition, expected, heads[part.partition][1], fields))
         if writes:
             await station.store.apply(writes)
         station.heads |= heads
@@ -382,17 +397,3 @@ class Pipeline:
                 station.heads.clear()
             self.applied.clear()
             self._slots = asyncio.Semaphore(self._in_flight)
-
-
-def _lagging_after(cut: Fetched, lagging: Callable[[Target], bool]) -> Callable[[Target], bool]:
-    """A partition also lags when a cycle was cut and the rest of its records comes with the next."""
-    return lambda target: target in cut or lagging(target)
-
-
-def failure_cause(error: BaseException) -> str:
-    """A short name for the metrics of what made a pipeline fail."""
-    if isinstance(error, StateConflict):
-        return "conflict"
-    if isinstance(error, ComputeFailed):
-        return "internal"
-    return "redis" if isinstance(error, RedisUnavailable) else "kafka"

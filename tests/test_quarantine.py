@@ -13,6 +13,7 @@ from features import engine
 from features.errors import ComputeFailed, HeadraceError, ServiceUnavailable
 from features.hashing import hash_strings
 from features.kernel import LABEL, TRANSACTION
+from stream.entities import EntityCache
 from stream.quarantine import Quarantine
 from tests.fakes import FakeNeighbours, FakeWorker, World, item_number
 
@@ -187,6 +188,31 @@ def test_the_next_owner_does_not_try_again_what_its_tail_says_was_set_aside(
     assert tried == []
     assert len(internal(world)) == 1
     assert compared(world) == compared(calm)
+
+
+def test_state_that_cannot_be_encoded_is_searched_for_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large cycle it is encoded while the answers are on their way already."""
+    real = EntityCache.encode
+
+    def encode(self: EntityCache, slots: Any) -> Any:
+        raws = self.rows.ints[slots]
+        if self.layout.entity.name == "card" and (raws == poisoned).any():
+            raise OverflowError("no such varint")
+        return real(self, slots)
+
+    poisoned = int(hash_strings(["e300"]).view(np.int64)[0])
+
+    async def run() -> World:
+        world = World()
+        for i in range(600):
+            world.log.pay(f"e{i}", i * 1000, f"card-{i}")
+        monkeypatch.setattr(EntityCache, "encode", encode)
+        await ran(world)
+        return world
+
+    world = asyncio.run(run())
+    assert [letter["offset"] for letter in internal(world)] == [300]
+    assert len(world.state()["fraud"][0]) == 599 + 1  # cards and their one merchant
 
 
 def test_what_passes_in_smaller_cycles_is_blamed_on_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
