@@ -145,8 +145,8 @@ class Quarantine:
         if self._in_a_row > _IN_A_ROW_MAX:
             raise _stop(f"more than {_IN_A_ROW_MAX} records in a row raise, the last one {names}: {self._error!r}")
         log.error(
-            "%s makes the worker raise, a bug of Headrace: it becomes a dead letter with the reason %s",
-            names, _REASON, exc_info=self._error,
+            "a bug of Headrace: computing %s raises, so it becomes a dead letter with the reason internal",
+            names, exc_info=self._error,
         )  # fmt: skip
         self._guess, self._guesses, self._until = (), [], {}
         self._growing, self._failures, self.limit = True, 0, 2
