@@ -205,7 +205,7 @@ def test_an_event_id_that_comes_again_counts_once_across_restarts_and_takeovers_
     assert_state_is_exact(deployment, by_source(deployment.decoded(topics.decisions)))
 
 
-def _damaged(root: Path, version: str, how: str) -> None:
+def damaged(root: Path, version: str, how: str) -> None:
     """A version made from the first one that must not be served, and the pointer to it."""
     folder = Path(shutil.copytree(root / "000001", root / version))
     path, model = folder / "manifest.json", folder / "fraud.txt"
@@ -255,14 +255,14 @@ def test_a_bad_model_leaves_the_old_one_in_use_and_a_metric_and_a_log_line_say_s
     with running(deployment.started()) as worker:
         for number, how in enumerate(BAD_MODELS):
             version = f"{number + 2:06d}"
-            _damaged(deployment.artifacts, version, how)
+            damaged(deployment.artifacts, version, how)
             wait_until(lambda n=number: scraped("headrace_model_refusals_total") == n + 1, how)  # type: ignore[misc]
             says(worker, f"artifact {version}", "version 000001 stays in use")
             send(deployment, topics.transactions, [payment(how, number)])
             deployment.wait_for({topics.decisions: number + 1})
         artifacts.point_to(deployment.artifacts, "000099")  # a pointer to nowhere
         wait_until(lambda: scraped("headrace_model_refusals_total") == len(BAD_MODELS) + 1, "nowhere")
-        _damaged(deployment.artifacts, "000050", "nothing")  # resealed as it was, a version like any other
+        damaged(deployment.artifacts, "000050", "nothing")  # resealed as it was, a version like any other
         says(worker, "version 000050 is in use")
         lines = [line for line in worker.log_tail(500) if "stays in use" in line]
         assert len(lines) == len(BAD_MODELS) + 1, lines
