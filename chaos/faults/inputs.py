@@ -1,4 +1,4 @@
-"""Input that harms: malformed, unpacked to gigabytes, of another time, sent again, and models that must not be served."""
+"""Input that harms: malformed, a bomb, of another time, sent again; and models that must not be served."""
 
 from __future__ import annotations
 
