@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,9 +64,13 @@ def load_served(root: Path, version: str, schema_hash: str, names: Sequence[str]
 
 
 class ModelHolder:
-    """The current models; :meth:`watch` replaces them."""
+    """The current models; :meth:`watch` replaces them.
 
-    def __init__(self, root: Path, schema_hash: str, names: Sequence[str], metrics: Metrics) -> None:
+    ``meanwhile`` is done while the child process verifies the first ones; they are loaded after its verdict.
+    """
+
+    def __init__(self, root: Path, schema_hash: str, names: Sequence[str], metrics: Metrics,
+                 meanwhile: Callable[[], None]) -> None:  # fmt: skip
         self._root = root
         self._schema_hash = schema_hash
         self._names = tuple(names)
@@ -76,7 +80,9 @@ class ModelHolder:
         version = artifacts.current_version(root)
         if version is None:
             raise ArtifactMissing(f"no model is published in {root}; run `headrace train` or `headrace up` first")
-        artifacts.verify_in_child(root, version, schema_hash, _VERIFY_S)
+        with artifacts.Verification(root, version, schema_hash) as verification:
+            meanwhile()
+            verification.wait(_VERIFY_S)
         self.current = load_served(root, version, schema_hash, names)
         metrics.set_model(version)
 
