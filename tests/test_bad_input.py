@@ -35,7 +35,7 @@ YEAR_MS = 365 * DAY_MS
 MALFORMED, GOOD = 10_000, 10_000
 REASONS = {
     "bad JSON": "malformed_json", "NaN": "malformed_json", "infinite number": "number_out_of_range",
-    "5,000-digit integer": "number_out_of_range", "deep nesting": "malformed_json", "invalid UTF-8": "malformed_json",
+    "5,000-digit integer": "number_out_of_range", "deep nesting": "wrong_type", "invalid UTF-8": "malformed_json",
     "lone surrogate": "malformed_json", "bool for a number": "wrong_type",
     "number below the minimum": "number_out_of_range", "missing field": "missing_field",
     "time in seconds": "time_out_of_range", "time in words": "wrong_type", "over-long id": "invalid_id",
@@ -149,7 +149,7 @@ def test_clocks_that_are_years_off_wipe_nothing_that_is_known_of_a_card(deployme
     values = {alert["event_id"]: alert["values"] for alert in deployment.decoded(topics.alerts)}
     skewed, steady = values["probe-skewed"], values["probe-steady"]
     assert steady["card_count_1h"] == 40.0
-    # The two late ones count where they belong, ten and twenty years ago: the card is that old now, and has not forgotten.
+    # The two late ones count where they belong, ten and twenty years ago: the card is that old, and forgets nothing.
     differing = {name for name in steady if skewed[name] != steady[name]}
     assert differing <= {"card_seconds_since_first", "merchant_seconds_since_first", "card_merchant_seen"}, differing
     assert skewed["card_merchant_seen"] == steady["card_merchant_seen"] == 32.0
