@@ -19,6 +19,7 @@
     ├── ServiceUnavailable     Kafka, Redis or the archive cannot be reached (worth a retry)
     │   ├── RedisUnavailable       Redis it is
     │   └── ArchiveUnavailable     the filesystem of the archive it is
+    ├── ComputeFailed          a bug of ours met in a cycle; the record that it needs is being looked for
     └── BadEvent               one input record that cannot be decided; becomes a dead letter
 
 A message names the value, the limit and the way out.
@@ -99,6 +100,10 @@ class RedisUnavailable(ServiceUnavailable):
 
 class ArchiveUnavailable(ServiceUnavailable):
     """The filesystem of the archive cannot be reached, or refused an operation."""
+
+
+class ComputeFailed(HeadraceError):
+    """Our own code raised while a cycle was computed; its records are read again in smaller cycles."""
 
 
 class BadEvent(HeadraceError):

@@ -37,6 +37,7 @@ from stream.lane import (
     Record,
     Records,
     Tally,
+    Target,
     after_sources,
     emitted_before,
     reached,
@@ -45,7 +46,7 @@ from stream.lane import (
 from stream.resp import Wired
 from stream.settings import Settings
 from stream.store import FIELDS_MAX, HEAD, head_watermark
-from stream.vectors import VectorLog
+from stream.vectors import VectorLog, sampled
 
 _Scored = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int8]]
 _FOREIGN_SHARE = 0.25  # shards of other workers that a worker that lags reads anew for each event
@@ -120,6 +121,15 @@ class FraudLane:
     def decidable(self, partition: int, records: Sequence[Record]) -> list[Record]:
         """Those that become decisions, not dead letters."""
         return self._intake.good(partition, records)
+
+    def sources(self, work: list[Part]) -> list[tuple[Target, int]]:
+        """The labels and transactions that a cycle counts, labels first: a label waits for a transaction's time."""
+        labels = [((self.topics[1], part.partition), offset) for part in work for offset in part.labels.offset.tolist()]
+        return labels + [((self.topics[0], part.partition), r.offset) for part in work for r in part.records]
+
+    def narrow(self, limit: int) -> None:
+        """Take up at most so many transactions and labels of a partition that wait; 0 for as many as ever."""
+        self._intake.limit = limit or self.records_max
 
     def waiting(self) -> dict[int, int]:
         """How many labels wait, by partition."""
@@ -339,7 +349,7 @@ class FraudLane:
                          anomaly, models.version, part.positions, decided.repeat)  # fmt: skip
         longer = alerts
         if self._worker.vector_sample > 0.0:
-            longer = np.union1d(alerts, np.flatnonzero(_sampled(batch.event_id, self._worker.vector_sample)))
+            longer = np.union1d(alerts, np.flatnonzero(sampled(batch.event_id, self._worker.vector_sample)))
         explained = [self._explain(part, i, decided, reasons.get(i, []), models) for i in longer.tolist()]
         answers.messages[topic] = Columns(batch.entities[0], values.replaced(longer, explained))
 
@@ -371,14 +381,8 @@ class FraudLane:
                 values=values,
             )  # fmt: skip
             part.answers.add(topics.alerts, source, (batch.entities[0].raw(i), msgspec.json.encode(alert)))
-        share = self._worker.vector_sample
-        kept = values if share > 0.0 and _sampled(batch.event_id.take([i]), share)[0] else msgspec.UNSET
+        kept = values if sampled(batch.event_id.take([i]), self._worker.vector_sample)[0] else msgspec.UNSET
         return msgspec.json.encode(Decision(**facts, reasons=[reason.text for reason in reasons], values=kept))
-
-
-def _sampled(event_ids: Texts, share: float) -> NDArray[np.bool_]:
-    """Which decisions carry their vector: always the same event ids, about ``share`` of all."""
-    return (event_ids.hashes().view(np.uint64) >> np.uint64(11)) < np.uint64(share * 2**53)
 
 
 @dataclass(frozen=True, slots=True)

@@ -329,9 +329,11 @@ def run(settings: Settings, schema: Schema, *, replace_state: bool, partial: boo
     """
     from stream.models import ModelHolder
 
-    models = ModelHolder(settings.artifacts, schema.hash, Metrics(), warm).current.fraud if partial else None
-    if not partial:
-        warm()
+    warm()
+    models = None
+    if partial:
+        names = build_catalogue(schema.transactions).names
+        models = ModelHolder(settings.artifacts, schema.hash, names, Metrics(), meanwhile=lambda: None).current.fraud
 
     async def main() -> Rebuilt:
         archive = await asyncio.to_thread(lambda: Archive(archive_store(settings))) if settings.archive.url else None
