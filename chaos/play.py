@@ -1,0 +1,263 @@
+"""A round: topics, group, Redis and workers of its own, the traffic through them, and what it left behind.
+
+An :class:`Arena` is what rounds share: the broker, its proxy, fitted models. A :class:`Round` is what a fault's
+function is given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from aiokafka import TopicPartition
+from redis import Redis
+from redis.exceptions import RedisError
+
+from chaos.check import Allowed, Evidence, Verdict, check
+from chaos.proxy import Mood, Proxy
+from chaos.servers import LoggedRedis, ProxiedKafka
+from chaos.traffic import Feeder, Source
+from features.schema import Schema
+from stream.embedded import LOOPBACK, free_port
+from stream.offsets import offset_range
+from stream.processes import Child
+from tests.servers import RunningBroker
+from tests.workers import Deployment
+
+WAIT_S = 60.0
+_POLL_S = 0.05
+ROLES = ("transactions", "labels", "clicks", "decisions", "alerts", "recommendations", "dead_letters")
+
+
+class Broken(Exception):
+    """A round that did not come to its end; the text says where it stood."""
+
+
+@dataclass(slots=True)
+class Arena:
+    """What rounds share."""
+
+    directory: Path
+    kafka: ProxiedKafka
+    proxy: Proxy
+    redis_binary: Path
+    schema: Schema
+    artifacts: Path
+    review_score: float
+    _rounds: int = 0
+
+    def round(self, number: int, seed: int, turn: int, kafka: ProxiedKafka | None = None) -> Round:
+        """A new round of a fault."""
+        self._rounds += 1
+        folder = self.directory / f"fault-{number}-{turn}-{self._rounds}"
+        return Round(self, folder, Random(f"{seed}:{number}:{turn}"), turn)
+
+
+@dataclass(frozen=True, slots=True)
+class Injury:
+    """When a fault struck, and how many records were applied then."""
+
+    at_s: float
+    applied: int
+
+
+class ChaosDeployment(Deployment):
+    """Workers that reach Kafka and Redis by the proxies, with fail points where they are given."""
+
+    def worker(self, number: int = 1, point: str = "", **more: str) -> Child:
+        """A worker process, not started yet. ``more`` are settings, as ``WORKER_CACHE_MB="1"``."""
+        folder = self.directory / f"worker-{number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        module = "chaos.points" if point else "stream.cli"
+        environment = self.environment() | {f"HEADRACE_{name}": value for name, value in more.items()}
+        return Child("worker", [sys.executable, "-m", module, "worker"], folder, environment | {"CHAOS_POINT": point})
+
+
+class Round:
+    """One round of one fault."""
+
+    def __init__(self, arena: Arena, directory: Path, random: Random, turn: int) -> None:
+        self.arena, self.directory, self.random, self.turn = arena, directory, random, turn
+        self.allowed = Allowed()
+        self.source = Source(random)
+        self.workers: list[Child] = []
+        self.recoveries: list[float] = []
+        self.verdict = Verdict()
+        self.kafka_proxy = arena.proxy
+        self._feeders: list[Feeder] = []
+        self._started = 0
+        self.redis = LoggedRedis(directory / "redis", arena.redis_binary)
+        self.redis.start()
+        self.redis_proxy = Proxy(free_port(), self.redis.port, framed=False)
+        self.deployment = self._deployment()
+
+    def _deployment(self, partitions: int = 4) -> ChaosDeployment:
+        broker = RunningBroker("kafka", self.arena.kafka.bootstrap, idempotence=True)
+        extra = {
+            "KAFKA_BOOTSTRAP": f"{LOOPBACK}:{self.arena.kafka.advertised}",
+            "REDIS_URL": f"redis://{LOOPBACK}:{self.redis_proxy.port}/0",
+            "REDIS_TIMEOUT_S": "2",
+            "WORKER_REVIEW_SCORE": str(self.arena.review_score),
+            "WORKER_BLOCK_SCORE": "1",
+        }
+        return ChaosDeployment(broker, self.redis.url, self.arena.schema, self.arena.artifacts, self.directory,
+                               partitions=partitions, extra=extra)  # fmt: skip
+
+    # -- what a fault does with it --------------------------------------------------------------------------------
+
+    def begin(self, workers: int = 1, *, partitions: int = 4, point: str = "", **settings: str) -> None:
+        """Create the topics and start workers; the first one with a fail point, if one is given."""
+        if partitions != self.deployment.partitions:
+            self.deployment = self._deployment(partitions)
+        self.deployment.create()
+        for number in range(workers):
+            self.start(point if number == 0 else "", wait=number == 0, **settings)
+
+    def start(self, point: str = "", *, wait: bool = True, **settings: str) -> Child:
+        """Start a worker, and wait until it reads."""
+        self._started += 1
+        worker = self.deployment.worker(self._started, point, **settings)
+        worker.start()
+        self.workers.append(worker)
+        if wait:
+            self.wait(lambda: self.says(worker, " reading ") or not worker.running(), "the worker reads", WAIT_S)
+            if not worker.running():
+                raise Broken(f"a worker ended at its start with {worker.exit_code()}: {worker.log_tail(5)}")
+        return worker
+
+    def feed(self, transactions: int = 2000, clicks: int = 300, *, rate: float | None = 600.0, labels: bool = True
+             ) -> Feeder:  # fmt: skip
+        """Begin to send traffic; a rate of None is as fast as it goes."""
+        traffic = self.source.draw(transactions, clicks, labels=labels)
+        feeder = Feeder(self.arena.kafka.bootstrap, self.deployment.topics, traffic.inputs, rate)
+        self._feeders.append(feeder)
+        return feeder
+
+    def wait(self, done: Callable[[], bool], what: str, timeout_s: float = WAIT_S) -> None:
+        """Wait for a condition.
+
+        Raises
+        ------
+        Broken
+            If it does not come true in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not done():
+            if time.monotonic() > deadline:
+                ends = [f"worker {n}: {w.log_tail(2)}" for n, w in enumerate(self.workers, 1)]
+                raise Broken(f"not within {timeout_s:.0f} s: {what}; {'; '.join(ends)}")
+            time.sleep(_POLL_S)
+
+    @staticmethod
+    def says(worker: Child, *texts: str) -> bool:
+        """Whether a worker's log holds all the texts."""
+        lines = worker.log_tail(400)
+        return all(any(text in line for line in lines) for text in texts)
+
+    def wait_for_end(self, worker: Child, what: str, timeout_s: float = WAIT_S) -> int:
+        """Wait until a worker has ended; its exit code."""
+        self.wait(lambda: not worker.running(), what, timeout_s)
+        code = worker.exit_code()
+        assert code is not None
+        return code
+
+    def expect(self, ok: bool, what: str) -> None:
+        """Note a violation of what the fault must do."""
+        if not ok:
+            self.verdict.violations.append(f"fault: {what}")
+
+    def applied(self) -> dict[tuple[str, int], int]:
+        """The applied offsets that Redis holds now, asked by no proxy; empty while it cannot be asked."""
+        with suppress(RedisError, OSError, AssertionError):
+            found: dict[tuple[str, int], int] = {}
+            for lane in ("fraud", "recommend"):
+                for partition, offsets in self.deployment.applied(lane).items():
+                    found |= {(topic, partition): offset for topic, offset in offsets.items()}
+            return found
+        return {}
+
+    def progress(self) -> int:
+        """How many records are applied."""
+        return sum(self.applied().values())
+
+    def pace(self, records: int) -> None:
+        """Wait until so many records are applied."""
+        self.wait(lambda: self.progress() >= records, f"{records} records are applied, {self.progress()} are")
+
+    def injury(self) -> Injury:
+        """Note the moment of a fault, or of its end where the suite itself must end it."""
+        return Injury(time.monotonic(), self.progress())
+
+    def recovered(self, injury: Injury, timeout_s: float = WAIT_S) -> float:
+        """Wait until more is applied than at the moment of the fault; the seconds that it took."""
+        self.wait(lambda: self.progress() > injury.applied, f"more than {injury.applied} are applied", timeout_s)
+        self.recoveries.append(time.monotonic() - injury.at_s)
+        return self.recoveries[-1]
+
+    def kill(self, worker: Child, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to a worker."""
+        os.kill(worker.pid, number)
+        if number is signal.SIGKILL:
+            worker.kill()
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def ends(self) -> dict[tuple[str, int], int]:
+        """Where the input partitions end."""
+        topics, d = self.deployment.topics, self.deployment
+        names = (topics.transactions, topics.labels, topics.clicks)
+        places = [TopicPartition(name, p) for name in names for p in range(d.partitions)]
+        found = asyncio.run(offset_range(d.kafka, places))
+        return {(tp.topic, tp.partition): end for tp, (_, end) in found.items()}
+
+    def finish(self, *, exit_code: int = 0, timeout_s: float = WAIT_S) -> None:
+        """Let everything be answered and applied, stop the workers, and check the invariants."""
+        for feeder in self._feeders:
+            feeder.join()
+        ends = self.ends()
+        with_offsets = {target: end for target, end in ends.items() if end}
+        try:
+            self.wait(lambda: with_offsets.items() <= self.applied().items(), "all input is applied", timeout_s)
+        except Broken as late:
+            self.verdict.violations.append(f"I2: {late}")
+        for worker in self.workers:
+            if worker.running():
+                code = worker.stop()
+                self.expect(code == exit_code, f"a worker ended with {code} on SIGTERM: {worker.log_tail(3)}")
+        self.check()
+
+    def check(self) -> None:
+        """Check the invariants."""
+        verdict = check(self.evidence(), self.allowed)
+        self.verdict.violations += verdict.violations
+        self.verdict.inputs, self.verdict.duplicates = verdict.inputs, verdict.duplicates
+        self.verdict.differing = verdict.differing
+
+    def evidence(self) -> Evidence:
+        """Everything that the topics and Redis hold."""
+        d = self.deployment
+        records = {role: d.read(getattr(d.topics, role)) for role in ROLES}
+        applied = self.applied()
+        fields = {lane: d.state(lane) for lane in ("fraud", "recommend")}
+        return Evidence(d.schema.transactions, d.topics, records, self.ends(), applied, fields, self.source.spent)
+
+    def close(self) -> None:
+        """End everything that the round has started."""
+        for worker in self.workers:
+            worker.kill()
+        self.arena.proxy.mood = Mood()
+        self.redis_proxy.stop()
+        self.redis.kill()
+
+
+def redis_of(round_: Round) -> Redis:
+    """A client of a round's Redis, by no proxy."""
+    return Redis.from_url(round_.redis.url)
