@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +24,14 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from chaos.check import Allowed, Evidence, Verdict, check
-from chaos.proxy import Mood, Proxy
+from chaos.proxy import Judge, Mood, Proxy
 from chaos.servers import LoggedRedis, ProxiedKafka
-from chaos.traffic import Feeder, Source
+from chaos.traffic import Feeder, Input, Source
 from features.schema import Schema
 from stream.embedded import LOOPBACK, free_port
 from stream.offsets import offset_range
 from stream.processes import Child
-from tests.servers import RunningBroker
+from tests.servers import RunningBroker, kafka_libs
 from tests.workers import Deployment
 
 WAIT_S = 60.0
@@ -54,7 +56,7 @@ class Arena:
     review_score: float
     _rounds: int = 0
 
-    def round(self, number: int, seed: int, turn: int, kafka: ProxiedKafka | None = None) -> Round:
+    def round(self, number: int, seed: int, turn: int) -> Round:
         """A new round of a fault."""
         self._rounds += 1
         folder = self.directory / f"fault-{number}-{turn}-{self._rounds}"
@@ -86,12 +88,12 @@ class Round:
 
     def __init__(self, arena: Arena, directory: Path, random: Random, turn: int) -> None:
         self.arena, self.directory, self.random, self.turn = arena, directory, random, turn
+        self.kafka, self.kafka_proxy = arena.kafka, arena.proxy
         self.allowed = Allowed()
         self.source = Source(random)
         self.workers: list[Child] = []
         self.recoveries: list[float] = []
         self.verdict = Verdict()
-        self.kafka_proxy = arena.proxy
         self._feeders: list[Feeder] = []
         self._started = 0
         self.redis = LoggedRedis(directory / "redis", arena.redis_binary)
@@ -100,9 +102,9 @@ class Round:
         self.deployment = self._deployment()
 
     def _deployment(self, partitions: int = 4) -> ChaosDeployment:
-        broker = RunningBroker("kafka", self.arena.kafka.bootstrap, idempotence=True)
+        broker = RunningBroker("kafka", self.kafka.bootstrap, idempotence=True)
         extra = {
-            "KAFKA_BOOTSTRAP": f"{LOOPBACK}:{self.arena.kafka.advertised}",
+            "KAFKA_BOOTSTRAP": f"{LOOPBACK}:{self.kafka.advertised}",
             "REDIS_URL": f"redis://{LOOPBACK}:{self.redis_proxy.port}/0",
             "REDIS_TIMEOUT_S": "2",
             "WORKER_REVIEW_SCORE": str(self.arena.review_score),
@@ -136,10 +138,49 @@ class Round:
     def feed(self, transactions: int = 2000, clicks: int = 300, *, rate: float | None = 600.0, labels: bool = True
              ) -> Feeder:  # fmt: skip
         """Begin to send traffic; a rate of None is as fast as it goes."""
-        traffic = self.source.draw(transactions, clicks, labels=labels)
-        feeder = Feeder(self.arena.kafka.bootstrap, self.deployment.topics, traffic.inputs, rate)
+        return self.send(self.source.draw(transactions, clicks, labels=labels), rate)
+
+    def send(self, inputs: Sequence[Input], rate: float | None = 600.0) -> Feeder:
+        """Begin to send these."""
+        feeder = Feeder(self.kafka.bootstrap, self.deployment.topics, inputs, rate)
         self._feeders.append(feeder)
         return feeder
+
+    def own_broker(self) -> None:
+        """Have a broker and a proxy of this round alone, to be stopped and emptied; comes before :meth:`begin`."""
+        self.kafka = ProxiedKafka(self.directory / "kafka", kafka_libs())
+        self.kafka.start()
+        self.kafka_proxy = Proxy(self.kafka.advertised, self.kafka.behind, framed=True)
+        self.deployment = self._deployment()
+
+    def empty_broker(self) -> None:
+        """Have the round's own broker come back without its data, with the same topics."""
+        self.kafka.kill()
+        self.kafka.forget()
+        self.kafka.start()
+        self.deployment.create()
+
+    def lose_once(self, judge: Judge, proxy: Proxy | None = None) -> None:
+        """Lose one request, or the reply to one, as ``judge`` says; to Kafka unless another proxy is given."""
+        proxy = proxy or self.kafka_proxy
+        lost = proxy.muted
+        proxy.mood = Mood(judge=judge)
+        self.wait(lambda: proxy.muted > lost, "a request or its reply is lost")
+        proxy.mood = Mood()
+
+    @staticmethod
+    def ready(worker: Child) -> bool:
+        """Whether a worker's metrics say that it is ready."""
+        found = [re.search(r"metrics on http://(\S+)/metrics", text) for text in worker.log_tail(400)]
+        where = next((match[1] for match in found if match), None)
+        if where is None:
+            return False
+        with urllib.request.urlopen(f"http://{where}/metrics", timeout=5) as page:
+            return re.search(rb"^headrace_ready 1", page.read(), re.MULTILINE) is not None
+
+    def reads(self, worker: Child) -> bool:
+        """Whether the last that a worker has taken over is at least one partition."""
+        return worker.running() and self.says(worker, " reading ")
 
     def wait(self, done: Callable[[], bool], what: str, timeout_s: float = WAIT_S) -> None:
         """Wait for a condition.
@@ -253,7 +294,10 @@ class Round:
         """End everything that the round has started."""
         for worker in self.workers:
             worker.kill()
-        self.arena.proxy.mood = Mood()
+        self.kafka_proxy.mood = Mood()
+        if self.kafka is not self.arena.kafka:
+            self.kafka_proxy.stop()
+            self.kafka.kill()
         self.redis_proxy.stop()
         self.redis.kill()
 
@@ -261,3 +305,8 @@ class Round:
 def redis_of(round_: Round) -> Redis:
     """A client of a round's Redis, by no proxy."""
     return Redis.from_url(round_.redis.url)
+
+
+def state_of(worker: Child) -> str:
+    """One letter for what the kernel says of a process: T is stopped."""
+    return Path(f"/proc/{worker.pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()

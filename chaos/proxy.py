@@ -39,7 +39,7 @@ class Proxy:
     def __init__(self, port: int, target: int, *, framed: bool) -> None:
         self.port, self.target, self._framed = port, target, framed
         self.mood = Mood()
-        self.muted = 0  # replies lost by a rule
+        self.muted = 0  # requests and replies lost by a rule
         self._loop = asyncio.new_event_loop()
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -117,6 +117,7 @@ class _Line:
             mood = await self._patience()
             verdict = mood.judge(chunk) if mood.judge is not None else "pass"
             if verdict == "lose":
+                self._proxy.muted += 1
                 return
             self._mute = self._mute or verdict == "mute"
             onward.write(chunk)

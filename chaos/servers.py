@@ -6,6 +6,7 @@ proxy's, so that whatever the proxy does happens to them alone.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from stream.embedded import LOOPBACK, RedisServer, free_port
@@ -20,6 +21,11 @@ class ProxiedKafka(KafkaServer):
         self.behind = free_port()
         self.advertised = free_port()
         self._extra = extra or {}
+
+    def forget(self) -> None:
+        """Remove the data and the format, so that the next start is that of an empty broker on the same ports."""
+        shutil.rmtree(self.directory / "kafka")
+        self._properties.unlink()
 
     def _settings(self) -> str:
         listeners = f"PLAINTEXT://{self.bootstrap},PROXIED://{LOOPBACK}:{self.behind}"

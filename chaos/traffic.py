@@ -12,7 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -33,19 +33,11 @@ class Input:
     value: bytes
 
 
-@dataclass(slots=True)
-class Traffic:
-    """Messages in order, and by card how many transactions count and what they add up to."""
-
-    inputs: list[Input] = field(default_factory=list)
-    spent: dict[str, tuple[int, float]] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-
 class Source:
-    """Draws traffic; event times, ids and the ledger go on from one call to the next."""
+    """Draws traffic; event times and ids go on from one call to the next.
+
+    ``spent`` is the ledger: by card how many transactions count and what they add up to.
+    """
 
     def __init__(self, random: Random, cards: int = 120, merchants: int = 40, sessions: int = 80) -> None:
         self._random = random
@@ -56,7 +48,7 @@ class Source:
         self.now_ms = START_MS
         self.spent: dict[str, tuple[int, float]] = {}
 
-    def draw(self, transactions: int, clicks: int = 0, *, labels: bool = True) -> Traffic:
+    def draw(self, transactions: int, clicks: int = 0, *, labels: bool = True) -> list[Input]:
         """So many transactions, with labels of earlier ones, repeats and broken records among them, and clicks."""
         random, inputs = self._random, list[Input]()
         clicked = set(random.sample(range(transactions), min(clicks, transactions)))
@@ -69,7 +61,7 @@ class Source:
             if random.random() < _BROKEN:
                 topic = random.choice(("transactions", "labels", "clicks") if clicks else ("transactions", "labels"))
                 inputs.append(Input(topic, f"card-{random.randrange(self._cards)}".encode(), random.choice(_BAD)))
-        return Traffic(inputs, dict(self.spent))
+        return inputs
 
     def _id(self, prefix: str) -> str:
         self._number += 1
