@@ -65,10 +65,10 @@ class Arena:
 
 @dataclass(frozen=True, slots=True)
 class Injury:
-    """When a fault struck, and how many records were applied then."""
+    """When a fault struck, and the offsets that were applied then."""
 
     at_s: float
-    applied: int
+    applied: dict[tuple[str, int], int]
 
 
 class ChaosDeployment(Deployment):
@@ -175,8 +175,9 @@ class Round:
         where = next((match[1] for match in found if match), None)
         if where is None:
             return False
-        with urllib.request.urlopen(f"http://{where}/metrics", timeout=5) as page:
+        with suppress(OSError), urllib.request.urlopen(f"http://{where}/metrics", timeout=5) as page:
             return re.search(rb"^headrace_ready 1", page.read(), re.MULTILINE) is not None
+        return False
 
     def reads(self, worker: Child) -> bool:
         """Whether the last that a worker has taken over is at least one partition."""
@@ -233,13 +234,27 @@ class Round:
         """Wait until so many records are applied."""
         self.wait(lambda: self.progress() >= records, f"{records} records are applied, {self.progress()} are")
 
+    @property
+    def is_fed(self) -> bool:
+        """Whether everything is sent."""
+        return not any(feeder.running for feeder in self._feeders)
+
     def injury(self) -> Injury:
         """Note the moment of a fault, or of its end where the suite itself must end it."""
-        return Injury(time.monotonic(), self.progress())
+        return Injury(time.monotonic(), self.applied())
 
     def recovered(self, injury: Injury, timeout_s: float = WAIT_S) -> float:
-        """Wait until more is applied than at the moment of the fault; the seconds that it took."""
-        self.wait(lambda: self.progress() > injury.applied, f"more than {injury.applied} are applied", timeout_s)
+        """Wait until transactions of every partition go on to be applied; the seconds that it took.
+
+        A partition that has come to its end has nothing to go on with.
+        """
+
+        def goes_on() -> bool:
+            now, topic = self.applied(), self.deployment.topics.transactions
+            still = {t for t, o in now.items() if t[0] == topic and o <= injury.applied.get(t, -1)}
+            return bool(now) and (not still or (self.is_fed and all(self.ends()[t] == now[t] for t in still)))
+
+        self.wait(goes_on, f"every partition goes on from {injury.applied}", timeout_s)
         self.recoveries.append(time.monotonic() - injury.at_s)
         return self.recoveries[-1]
 

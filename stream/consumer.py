@@ -28,6 +28,7 @@ from faust.types import TP
 from features.errors import HeadraceError, RedisUnavailable, ServiceUnavailable, StateConflict
 from stream.connections import kafka_client_args
 from stream.cycle import Pipeline, failure_cause
+from stream.deadline import Deadline
 from stream.lane import Target
 from stream.metrics import Metrics
 from stream.offsets import offset_range
@@ -40,6 +41,7 @@ _POLL_INTERVAL_MS = 3_600_000  # a recovery may take as long as Redis is away; a
 _BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 _ASSIGNED = ServiceUnavailable("partitions were assigned")  # no failure: the usual reason to take over
 _RETRIED = (ServiceUnavailable, StateConflict, KafkaError)
+_GRACE_S = 1.0  # for what a stop does before it waits for the cycles in flight
 _LABELS_WAITING_MAX = 20_000  # per partition; above it the partition is paused
 
 
@@ -48,6 +50,7 @@ class WorkerContext:
 
     def __init__(self, settings: Settings, pipeline: Pipeline, metrics: Metrics) -> None:
         self.settings = settings
+        self.deadline = Deadline(settings.worker.drain_deadline_s + _GRACE_S)
         self.pipeline = pipeline
         self.metrics = metrics
         self.fatal: HeadraceError | None = None
@@ -354,6 +357,8 @@ class FetchConsumer(driver.Consumer):
         except (HeadraceError, TimeoutError) as error:
             log.warning("cycles in flight were given up (%r); they are read again", error)
             await pipeline.abandon()
+        if self.should_stop:
+            self.context.deadline.met()
         await self.commit_and_end_transactions()
 
     # -- committing ---------------------------------------------------------------------------------------------

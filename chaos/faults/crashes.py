@@ -79,15 +79,17 @@ def stopped_with_a_slow_model(play: Round) -> None:
 def stopped_with_a_hung_model(play: Round) -> None:
     """SIGTERM with a hung model: exit at the deadline."""
     large = play.turn % 2 == 0  # a large cycle hangs in a thread, a small one on the event loop
-    play.begin(point="model:10:sleep:10000", WORKER_DRAIN_DEADLINE_S=str(_DEADLINE_S))
+    play.begin(point="model:40:sleep:10000", WORKER_DRAIN_DEADLINE_S=str(_DEADLINE_S))
     play.feed(3000, rate=None if large else 300.0)
-    play.pace(50)
-    time.sleep(2.0)  # by now it hangs: nothing more is applied
+    before = -1
+    while (now := play.progress()) != before:  # until it hangs: nothing more is applied
+        before = now
+        time.sleep(1.0)
     injury = play.injury()
     play.workers[0].stop(timeout_s=_DEADLINE_S + _GRACE_S)
     took_s, code = time.monotonic() - injury.at_s, play.workers[0].exit_code()
     play.expect(code == 1, f"exit code {code}, after {took_s:.1f} s; the deadline is {_DEADLINE_S} s")
-    play.expect(play.progress() == injury.applied, "something was applied by a hung worker")
+    play.expect(play.applied() == injury.applied, "something was applied by a hung worker")
     play.start()
     play.recovered(injury)
     play.finish()
