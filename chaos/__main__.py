@@ -28,6 +28,7 @@ def play_fault(stage: Arena, fault: Fault, rounds: int, seed: int) -> dict[str, 
     inputs = duplicates = differing = 0
     recoveries: list[float] = []
     violations: list[str] = []
+    notes: list[str] = []
     start = monotonic()
     for turn in range(1, rounds + 1):
         play = stage.round(fault.number, seed, turn)
@@ -42,6 +43,7 @@ def play_fault(stage: Arena, fault: Fault, rounds: int, seed: int) -> dict[str, 
         inputs, duplicates = inputs + play.verdict.inputs, duplicates + play.verdict.duplicates
         differing += play.verdict.differing
         recoveries += play.recoveries
+        notes += play.notes
     return {
         "fault": fault.number,
         "title": fault.title,
@@ -53,6 +55,7 @@ def play_fault(stage: Arena, fault: Fault, rounds: int, seed: int) -> dict[str, 
         "seconds": round(monotonic() - start, 1),
         "passed": not violations,
         "violations": violations,
+        "notes": notes,
     }
 
 
@@ -83,18 +86,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--short", action="store_true", help="the selection of `make test`")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     parser.add_argument("--keep", type=Path, help="keep logs and data in this directory")
+    parser.add_argument("--models", type=Path, help="a directory that keeps the fitted models")
     given = parser.parse_args(arguments)
     known = faults()
     wanted = [int(number) for number in given.faults.split(",") if number] or list(known)
     if unknown := [number for number in wanted if number not in known]:
         parser.error(f"no fault {unknown}; there are {list(known)}")
     results: list[dict[str, Any]] = []
-    with _folder(given.keep) as folder, arena(folder) as stage:
+    with _folder(given.keep) as folder, arena(folder, given.models) as stage:
         for number in wanted:
             if given.short and not known[number].short:
                 continue
             results.append(play_fault(stage, known[number], given.rounds, given.seed))
             print(line(results[-1]), flush=True)
+            for text in results[-1]["notes"]:
+                print(f"     {text}", flush=True)
             if given.out is not None:
                 given.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     for result in results:

@@ -93,6 +93,7 @@ class Round:
         self.source = Source(random)
         self.workers: list[Child] = []
         self.recoveries: list[float] = []
+        self.notes: list[str] = []  # what was measured beside the invariants
         self.verdict = Verdict()
         self._feeders: list[Feeder] = []
         self._started = 0

@@ -19,8 +19,8 @@ _REVIEW_SCORE = 0.027
 
 
 @contextmanager
-def arena(directory: Path) -> Iterator[Arena]:
-    """Start the broker and fit the models.
+def arena(directory: Path, models: Path | None = None) -> Iterator[Arena]:
+    """Start the broker and fit the models, unless the directory ``models`` has them from an earlier run.
 
     Raises
     ------
@@ -34,10 +34,10 @@ def arena(directory: Path) -> Iterator[Arena]:
     kafka.start()
     proxy = Proxy(kafka.advertised, kafka.behind, framed=True)
     try:
-        artifacts = directory / "world" / "artifacts"
-        if not (artifacts / "CURRENT").exists():  # a kept directory has them
-            make_world(directory / "world", load_schema())
-        yield Arena(directory, kafka, proxy, Path(binary), load_schema(), artifacts, _REVIEW_SCORE)
+        world = models or directory / "world"
+        if not (world / "artifacts" / "CURRENT").exists():
+            make_world(world, load_schema())
+        yield Arena(directory, kafka, proxy, Path(binary), load_schema(), world / "artifacts", _REVIEW_SCORE)
     finally:
         proxy.stop()
         kafka.stop(timeout_s=20.0)
