@@ -131,10 +131,14 @@ class Round:
         worker.start()
         self.workers.append(worker)
         if wait:
-            self.wait(lambda: self.says(worker, " reading ") or not worker.running(), "the worker reads", WAIT_S)
-            if not worker.running():
-                raise Broken(f"a worker ended at its start with {worker.exit_code()}: {worker.log_tail(5)}")
+            self.wait_reading(worker)
         return worker
+
+    def wait_reading(self, worker: Child) -> None:
+        """Wait until a worker has taken partitions over."""
+        self.wait(lambda: self.says(worker, " reading ") or not worker.running(), "the worker reads")
+        if not worker.running():
+            raise Broken(f"a worker ended at its start with {worker.exit_code()}: {worker.log_tail(5)}")
 
     def feed(self, transactions: int = 2000, clicks: int = 300, *, rate: float | None = 600.0, labels: bool = True
              ) -> Feeder:  # fmt: skip

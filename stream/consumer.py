@@ -331,7 +331,10 @@ class FetchConsumer(driver.Consumer):
 
     def _end(self, tp: TP) -> int:
         """The end that the newest fetch told; -1 before the first one."""
-        end = cast("int | None", self.highwater(tp))
+        try:
+            end = cast("int | None", self.highwater(tp))
+        except AssertionError:  # aiokafka's, of a partition that a rebalance took away a moment ago
+            end = None
         return -1 if end is None else end
 
     def _pause_or_resume_labels(self, pipeline: Pipeline) -> None:

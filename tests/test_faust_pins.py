@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from importlib.metadata import version
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
@@ -14,6 +14,7 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
 from faust.tables.recovery import Recovery
 from faust.transport import consumer as base
 from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
 
 from features.errors import ServiceUnavailable, SettingsError
 from features.schema import load_schema
@@ -169,3 +170,12 @@ def test_a_worker_that_stops_while_the_group_rebalances_has_not_crashed() -> Non
         assert not fetcher.crashed
 
     asyncio.run(run())
+
+
+def test_the_end_of_a_partition_that_a_rebalance_has_just_taken_away_is_unknown_and_no_crash() -> None:
+    def assigned_no_more(tp: Any) -> int:
+        raise AssertionError("Partition is not assigned")  # as aiokafka says it
+
+    consumer = object.__new__(FetchConsumer)
+    consumer._thread = cast(Any, SimpleNamespace(highwater=assigned_no_more))
+    assert consumer._end(TP("transactions", 3)) == -1

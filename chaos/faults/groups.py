@@ -45,9 +45,10 @@ def rebalanced_all_the_time(play: Round) -> None:
     injury = play.injury()
     while feeder.running:
         time.sleep(3.0)
+        play.wait_reading(leaving)
         code = leaving.stop()
         play.expect(code == 0, f"a worker that left ended with {code}: {leaving.log_tail(3)}")
-        time.sleep(1.0)
+        time.sleep(3.0)
         leaving = play.start(wait=False)
     play.recovered(injury)
     play.finish()
