@@ -34,7 +34,7 @@ from stream.processes import Child
 from tests.servers import RunningBroker, kafka_libs
 from tests.workers import Deployment
 
-WAIT_S = 60.0
+WAIT_S = 120.0
 _POLL_S = 0.05
 ROLES = ("transactions", "labels", "clicks", "decisions", "alerts", "recommendations", "dead_letters")
 

@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from features.errors import RedisUnavailable, StateConflict
+from features.errors import RedisUnavailable, StateConflict, TopicError
 from features.watermark import Watermark
 from stream.lane import Held, Lane, Message, Produced, Record, Tally, Target, reached
 from stream.metrics import Metrics
@@ -84,6 +84,7 @@ class Pipeline:
         for station in self.stations:
             partitions = list(wanted.get(station.lane.name, ()))
             if partitions:
+                _check_count(station.lane, max(partitions))
                 seeks |= await self._take_over(station, partitions, bounds)
         self._accepting = True
         return seeks
@@ -341,6 +342,16 @@ class Pipeline:
                 station.heads.clear()
             self.applied.clear()
             self._slots = asyncio.Semaphore(self._in_flight)
+
+
+def _check_count(lane: Lane, newest: int) -> None:
+    """State is sharded by partition, so a topic that has grown must not be read as if it had not."""
+    if newest >= lane.partitions:
+        raise TopicError(
+            f"{' or '.join(lane.topics)} has a partition {newest}, but the settings say {lane.partitions} partitions: "
+            "the count is fixed at creation, because state belongs to a partition. Create the topic anew with "
+            f"{lane.partitions}, or copy it with `headrace repartition` and start over"
+        )
 
 
 def _lagging_after(cut: Fetched, lagging: Callable[[Target], bool]) -> Callable[[Target], bool]:
