@@ -279,14 +279,17 @@ class Round:
         found = asyncio.run(offset_range(d.kafka, places))
         return {(tp.topic, tp.partition): end for tp, (_, end) in found.items()}
 
-    def finish(self, *, exit_code: int = 0, timeout_s: float = WAIT_S) -> None:
-        """Let everything be answered and applied, stop the workers, and check the invariants."""
+    def settle(self) -> None:
+        """Let everything be sent and applied."""
         for feeder in self._feeders:
             feeder.join()
-        ends = self.ends()
-        with_offsets = {target: end for target, end in ends.items() if end}
+        ends = {target: end for target, end in self.ends().items() if end}
+        self.wait(lambda: ends.items() <= self.applied().items(), "all input is applied")
+
+    def finish(self, *, exit_code: int = 0) -> None:
+        """Let everything be answered and applied, stop the workers, and check the invariants."""
         try:
-            self.wait(lambda: with_offsets.items() <= self.applied().items(), "all input is applied", timeout_s)
+            self.settle()
         except Broken as late:
             self.verdict.violations.append(f"I2: {late}")
         for worker in self.workers:

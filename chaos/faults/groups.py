@@ -91,9 +91,8 @@ def offsets_reset_by_an_operator(play: Round) -> None:
     """An operator moves the group's offsets back and forward: Redis' count."""
     play.begin()
     for move in (-200, 100):
-        feeder = play.feed(1500, 200)
-        feeder.join()
-        play.pace(play.progress() + 100)
+        play.feed(1500, 200)
+        play.settle()
         code = play.workers[-1].stop()
         play.expect(code == 0, f"exit code {code} on SIGTERM")
         move_committed(play.deployment, move)
