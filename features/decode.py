@@ -175,16 +175,6 @@ class _Decoder:
         return times <= np.array(timestamps, np.int64) + self.limits.ahead_max_ms
 
 
-def _patched(texts: Texts, at: NDArray[np.int64], given: Sequence[str]) -> Texts:
-    """The texts with those at ``at`` replaced."""
-    if not len(at):
-        return texts
-    extra = Texts.of(given)
-    starts, ends = texts.starts.copy(), texts.ends.copy()
-    starts[at], ends[at] = extra.starts + len(texts.data), extra.ends + len(texts.data)
-    return Texts(np.concatenate([texts.data, extra.data]), starts, ends)
-
-
 class _EntityReader:
     def __init__(self, entities: Sequence[Entity]) -> None:
         self.names = tuple(dict.fromkeys(name for entity in entities for name in entity.fields))
@@ -230,12 +220,12 @@ class _EventDecoder(_Decoder):
         ids = []
         for e, names in enumerate(self._entities.combined):
             plain = spans(names[0]) if len(names) == 1 else Texts.joined([spans(n) for n in names], ID_SEPARATOR)
-            ids.append(_patched(plain, at, [all_[e] for all_ in entities]))
+            ids.append(plain.replaced(at, [all_[e].encode() for all_ in entities]))
         times = times[rows]
         times[at] = time
         batch = TransactionBatch(
             rows=rows.tolist(),
-            event_id=_patched(spans(schema.id), at, event_id),
+            event_id=spans(schema.id).replaced(at, [id_.encode() for id_ in event_id]),
             time=times,
             values=np.full((len(rows), len(schema.numeric)), np.nan),
             categories=np.full((len(rows), len(schema.categorical)), np.nan),

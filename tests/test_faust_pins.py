@@ -15,11 +15,13 @@ from faust.tables.recovery import Recovery
 from faust.transport import consumer as base
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+from mode import threads
 
 from features.errors import ServiceUnavailable, SettingsError
 from features.schema import load_schema
 from stream import worker
-from stream.consumer import FetchConsumer, FetchThread, FetchTransport, overridden
+from stream.consumer import FetchConsumer, FetchTransport, overridden
+from stream.fetching import LoopConsumer
 from stream.settings import Settings
 
 SIGNATURES = {
@@ -34,9 +36,20 @@ SIGNATURES = {
     "_new_consumer_thread": ["self"],
     "_create_worker_consumer": ["self", "transport"],
     "_ensure_consumer": ["self"],
+    "call_thread": ["self", "fun", "args", "kwargs"],
+    "_gather_remaining_tasks": ["self"],
     "_fetch_records": ["self", "consumer", "active_partitions", "timeout", "max_records"],
 }
-AWAITED = {"_fetch_records", "perform_seek", "_drain_messages", "wait_empty", "force_commit", "_getmany"}
+AWAITED = {
+    "_fetch_records",
+    "call_thread",
+    "_gather_remaining_tasks",
+    "perform_seek",
+    "_drain_messages",
+    "wait_empty",
+    "force_commit",
+    "_getmany",
+}
 
 
 def test_the_version_installed_is_the_one_that_was_read() -> None:
@@ -58,8 +71,8 @@ def test_each_private_method_has_the_signature_relied_on(owner: type, name: str)
 
 def test_every_method_of_ours_that_faust_calls_is_named_among_the_pins() -> None:
     pinned = {name for _, name in overridden()}
-    public = {"verify_event_path", "_thread"}
-    for ours, theirs in ((FetchConsumer, driver.Consumer), (FetchThread, driver.AIOKafkaConsumerThread)):
+    public = {"verify_event_path", "_thread", "Worker"}
+    for ours, theirs in ((FetchConsumer, driver.Consumer), (LoopConsumer, driver.AIOKafkaConsumerThread)):
         shared = {name for name in vars(ours) if not name.startswith("__") and hasattr(theirs, name)}
         assert shared - public - {"_abc_impl", "logger", "mundane_level"} <= pinned
 
@@ -71,6 +84,15 @@ def test_every_method_of_ours_that_faust_calls_is_named_among_the_pins() -> None
 )  # fmt: skip
 def test_each_attribute_that_the_consumer_uses_is_there(name: str) -> None:
     assert hasattr(driver.Consumer, name) or f"self.{name}" in inspect.getsource(base.Consumer)
+
+
+def test_the_consumer_runs_on_the_loop_where_a_thread_is_looked_for() -> None:
+    """What a thread would be asked for, and that nothing blocks until it has ended."""
+    start, stop = inspect.getsource(threads.ServiceThread.start), inspect.getsource(threads.ServiceThread.stop)
+    assert "self._thread = self.Worker(self)" in start and "self._thread.start()" in start
+    assert "self._thread.stop()" in stop
+    assert "run_until_complete(self._serve())" in inspect.getsource(threads.ServiceThread._start_thread)
+    assert LoopConsumer.Worker.__name__ == "_OnTheLoop"
 
 
 def test_a_commit_asks_for_the_applied_offsets_only() -> None:
