@@ -58,7 +58,7 @@ MUTATIONS = (
     )),
     Mutation("no-compare", "the state is written without the compare-and-set", 6, (
         ("stream/store.py", "if head == ARGV[1] then", "if true then"),)),
-    Mutation("cache-kept", "cached rows survive a failure and a revocation", 14, (
+    Mutation("cache-kept", "cached rows survive a failure and a revocation", 9, (
         ("stream/fraud.py", "            cache.drop(partition)\n", "            pass\n"),)),
     Mutation("state-not-read", "rows that the cache lacks are taken for new", 1, (
         ("stream/cycle.py", "return {p: dict(zip(fields, values[p], strict=True)) for p, fields in wanted.items()}",

@@ -98,6 +98,7 @@ class FetchConsumer(driver.Consumer):
         pipeline = self.context.pipeline
         await pipeline.abandon()
         if not assignment:
+            self.context.metrics.ready.set(1)  # it stands by, and could begin at once
             return
         committed = await self.seek_to_committed()
         places = [aiokafka.TopicPartition(tp.topic, tp.partition) for tp in assignment]
