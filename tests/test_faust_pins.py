@@ -201,3 +201,18 @@ def test_the_end_of_a_partition_that_a_rebalance_has_just_taken_away_is_unknown_
     consumer = object.__new__(FetchConsumer)
     consumer._thread = cast(Any, SimpleNamespace(highwater=assigned_no_more))
     assert consumer._end(TP("transactions", 3)) == -1
+
+
+def test_a_worker_that_stands_by_for_a_partition_is_ready() -> None:
+    told: list[int] = []
+
+    async def abandon() -> None:
+        assert not told
+
+    class Idle(FetchConsumer):
+        context: Any = SimpleNamespace(
+            pipeline=SimpleNamespace(abandon=abandon), metrics=SimpleNamespace(ready=SimpleNamespace(set=told.append))
+        )
+
+    asyncio.run(object.__new__(Idle)._take_over_all([]))
+    assert told == [1]
