@@ -142,7 +142,7 @@ class Feeder:
 
     async def _send(self) -> None:
         producer = AIOKafkaProducer(bootstrap_servers=self._bootstrap, enable_idempotence=True, acks="all",
-                                    linger_ms=2, request_timeout_ms=60_000)  # fmt: skip
+                                    linger_ms=2, request_timeout_ms=120_000)  # fmt: skip
         await producer.start()
         try:
             start, pending = time.monotonic(), []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import struct
 import time
 
@@ -39,6 +40,21 @@ def broker_restarted_and_emptied(play: Round) -> None:
     known = ("lies beyond its end", "the broker lost data", "is missing")
     play.expect(code == 2 and any(play.says(worker, text) for text in known),
                 f"exit code {code} on an emptied broker: {worker.log_tail(3)}")  # fmt: skip
+
+
+@fault(31)
+def broker_disk_full(play: Round) -> None:
+    """The disk of the broker is full: the kernel refuses what its log would grow by, and it ends."""
+    play.own_broker()
+    play.begin()
+    play.feed(3000)
+    play.pace(500)
+    limits = resource.prlimit(play.kafka.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(play.kafka.pid, resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    play.wait(lambda: not play.kafka.running(), "the broker ends")
+    play.kafka.start()  # without the limit: somebody has made room
+    play.recovered(play.injury())
+    play.finish()
 
 
 @fault(17, short=True)
