@@ -36,6 +36,7 @@ from tests.workers import Deployment
 
 WAIT_S = 120.0
 _POLL_S = 0.05
+_STOP_S = 30.0  # a machine with much to do takes its time; the deadline of faults 4 and 5 is measured
 ROLES = ("transactions", "labels", "clicks", "decisions", "alerts", "recommendations", "dead_letters")
 
 
@@ -294,7 +295,7 @@ class Round:
             self.verdict.violations.append(f"I2: {late}")
         for worker in self.workers:
             if worker.running():
-                code = worker.stop()
+                code = worker.stop(timeout_s=_STOP_S)
                 self.expect(code == exit_code, f"a worker ended with {code} on SIGTERM: {worker.log_tail(3)}")
         self.check()
 
