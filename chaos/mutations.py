@@ -65,10 +65,8 @@ MUTATIONS = (
          "return {p: dict.fromkeys(fields) for p, fields in wanted.items() if values}"),)),
     Mutation("tails-not-read", "what was answered and not applied is not looked for", 2, (
         ("stream/tails.py", "        if not open_:\n", "        if open_ or not open_:\n"),)),
-    Mutation("not-adopted", "a decision that was emitted is answered by the new one in the memory of the card", 2, (
+    Mutation("not-adopted", "the memory of a card holds what is decided anew, not what was emitted", 2, (
         ("stream/fraud.py", "                    if decision is not None:\n", "                    if False:\n"),)),
-    Mutation("positions-too-early", "output positions move on while answers of the tails are not applied yet", 11, (
-        ("stream/cycle.py", "if reached(offsets, station.answered.get(part.partition, {})):", "if True:"),)),
     Mutation("bounds-unchecked", "an applied offset beyond the end of its topic is accepted", 16, (
         ("stream/station.py", "        if offset > end:\n", "        if False:\n"),
         ("stream/tails.py", "            if ends[target] < position:\n", "            if False:\n"),)),

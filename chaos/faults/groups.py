@@ -51,6 +51,7 @@ def rebalanced_all_the_time(play: Round) -> None:
         play.expect(code == 0, f"a worker that left ended with {code}: {leaving.log_tail(3)}")
         time.sleep(3.0)
         leaving = play.start(wait=False)
+    play.wait_reading(leaving)
     play.recovered(injury)
     play.finish()
 
