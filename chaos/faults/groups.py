@@ -32,7 +32,10 @@ def paused_beyond_its_session(play: Round) -> None:
     play.allowed.duplicates_max = feeder.sent - sum(injury.applied.values())  # whatever it may have had in hand
     time.sleep(_ASLEEP_S)
     play.recovered(injury)
+    if single:
+        play.settle()  # so that whatever it still writes would be the last word
     play.kill(zombie, signal.SIGCONT)
+    time.sleep(2.0)
     play.finish()
     play.expect(play.says(zombie, "was written by another worker") or play.says(zombie, " reading "), "no sign of it")
 
