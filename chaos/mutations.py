@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 _COPIED = ("features", "trainer", "stream", "tests", "chaos")
-_RUN_S = 300.0
+_RUN_S = 900.0
 
 
 @dataclass(frozen=True, slots=True)
