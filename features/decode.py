@@ -11,6 +11,7 @@ them, are decoded one by one here, and what is said here holds.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,6 +87,27 @@ class TransactionBatch:
             [self.rows[i] for i in at], self.event_id.take(at), self.time[at], self.values[at], self.categories[at],
             [ids.take(at) for ids in self.entities], self.fraud[at], self.bad, self.unknown_fields,
         )  # fmt: skip
+
+    def split(self, sizes: Sequence[int]) -> list[TransactionBatch]:
+        """The batches of consecutive records, so many each; their indices count from 0 again.
+
+        What counts records for all of them (``unknown_fields``) is with the first.
+        """
+        if len(sizes) == 1:
+            return [self]
+        batches: list[TransactionBatch] = []
+        begin, record = 0, 0
+        for size in sizes:
+            end = bisect_left(self.rows, record + size)
+            at = slice(begin, end)
+            rows = [row - record for row in self.rows[at]] if record else self.rows[at]
+            bad = [Bad(b.index - record, b.code, b.sentence) for b in self.bad if 0 <= b.index - record < size]
+            batches.append(TransactionBatch(
+                rows, self.event_id.part(at), self.time[at], self.values[at], self.categories[at],
+                [ids.part(at) for ids in self.entities], self.fraud[at], bad, 0 if batches else self.unknown_fields,
+            ))  # fmt: skip
+            begin, record = end, record + size
+        return batches
 
 
 @dataclass(slots=True)

@@ -98,6 +98,10 @@ class Texts:
         at = np.asarray(rows, np.int64)
         return Texts(self.data, self.starts[at], self.ends[at])
 
+    def part(self, at: slice) -> Texts:
+        """Consecutive texts; nothing is copied."""
+        return Texts(self.data, self.starts[at], self.ends[at])
+
     def replaced(self, at: _Ints, given: Sequence[bytes]) -> Texts:
         """The same texts but those at the places ``at``.
 

@@ -214,7 +214,9 @@ class FetchConsumer(driver.Consumer):
                 continue
             found = await self._getmany(active_partitions=active, timeout=_POLL_S)
             fetched.add(found, self._thread.lagging)
-            while fetched.count >= self.context.settings.worker.cycle_events_max and not fetched.over:
+            partitions = sum(tp.topic == self.context.settings.topics.transactions for tp in active)
+            limit = self.context.settings.worker.cycle_events(partitions)
+            while fetched.count >= limit and not fetched.over:
                 fetched.taken.clear()
                 await fetched.taken.wait()
 

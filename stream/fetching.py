@@ -22,6 +22,7 @@ from stream.lane import Target
 from stream.settings import Settings
 
 _POLL_INTERVAL_MS = 3_600_000  # a recovery may take as long as Redis is away; a dead worker misses heartbeats
+_PATIENCE = 4  # while the worker has plenty, it asks the partitions that have nothing so many times less often
 
 
 class _OnTheLoop:
@@ -94,6 +95,8 @@ class LoopConsumer(driver.AIOKafkaConsumerThread):
                     found |= await fetcher.fetched_records([tp], 0, share)
         if not found:
             found = await super()._fetch_records(consumer, active_partitions, timeout, max_records)
+        wait_ms = cast(Any, self.app).context.settings.worker.fetch_max_wait_ms
+        fetcher._fetch_max_wait_ms = wait_ms * _PATIENCE if fetcher._records else wait_ms
         self.lagging = {(tp.topic, tp.partition): self._lags(consumer, tp) for tp in active_partitions}
         return found
 

@@ -208,14 +208,21 @@ class FraudLane:
         for part in work:
             labels, batch = part.labels, part.batch
             n, extra = len(part.records), len(labels)
-            missing = [np.full((extra, column.shape[1]), np.nan) for column in (batch.values, batch.categories)]
-            columns = {
-                "kind": np.repeat(np.array([TRANSACTION, LABEL], np.int8), [n, extra]),
-                "time": np.concatenate([batch.time, labels.time]),
-                "event_hash": np.concatenate([batch.event_id.hashes(), labels.event_id.hashes()]),
-                "values": np.concatenate([batch.values, missing[0]]),
-                "categories": np.concatenate([batch.categories, missing[1]]),
-                "fraud": np.concatenate([batch.fraud, labels.fraud]),
+            columns: dict[str, NDArray[Any]] = {
+                "kind": np.full(n, TRANSACTION, np.int8),
+                "time": batch.time,
+                "event_hash": batch.event_id.hashes(),
+                "values": batch.values,
+                "categories": batch.categories,
+                "fraud": batch.fraud,
+            }
+            if extra:
+                missing = [np.full((extra, column.shape[1]), np.nan) for column in (batch.values, batch.categories)]
+                kind, hashes = np.full(extra, LABEL, np.int8), labels.event_id.hashes()
+                more: list[NDArray[Any]] = [kind, labels.time, hashes, *missing, labels.fraud]
+                pairs = zip(columns.items(), more, strict=True)
+                columns = {name: np.concatenate((column, added)) for (name, column), added in pairs}
+            columns |= {
                 "entity_hash": np.stack(part.hashes, axis=1),
                 "slots": np.stack(part.slots, axis=1),
                 "views": np.stack(part.views, axis=1),

@@ -158,17 +158,19 @@ class Lane(Protocol):
     def past(self, values: Mapping[bytes, bytes], watermark: int) -> list[bytes]: ...
 
 
-def misplaced(keys: Texts, rows: Sequence[int], partition: int, partitions: int, named: str) -> dict[int, Bad]:
+def misplaced(keys: Texts, rows: Sequence[int], lie: NDArray[np.integer], partitions: int, named: str
+              ) -> dict[int, Bad]:  # fmt: skip
     """Position in the batch and reason of each event whose key belongs to another partition.
 
-    ``rows`` are the events' indices in the fetch; ``named`` tells a key, with ``{!r}`` in its place.
+    ``rows`` are the events' indices in the fetch, ``lie`` (int[n]) the partitions where they are; ``named`` tells
+    a key, with ``{!r}`` in its place.
     """
     expected = keys.partitions(partitions)
     return {
         i: Bad(rows[i], "wrong_partition",
-               f"{named.format(keys[i])} belongs to partition {expected[i]} of {partitions}, not {partition}: the "
+               f"{named.format(keys[i])} belongs to partition {expected[i]} of {partitions}, not {lie[i]}: the "
                "producer does not use murmur2 on the key (`headrace repartition`, or set worker.accept_mispartitioned)")
-        for i in np.flatnonzero(expected != partition).tolist()
+        for i in np.flatnonzero(expected != lie).tolist()
     }  # fmt: skip
 
 

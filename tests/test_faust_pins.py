@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
+from faust.tables import TableManager
 from faust.tables.recovery import Recovery
 from faust.transport import consumer as base
 from faust.transport.drivers import aiokafka as driver
@@ -101,6 +102,16 @@ def test_a_commit_asks_for_the_applied_offsets_only() -> None:
     assert "_new_offset" in inspect.getsource(base.Consumer._filter_committable_offsets)
 
 
+def test_tables_are_started_as_faust_does_but_for_its_second_of_waiting() -> None:
+    steps = inspect.getsource(TableManager.on_start)
+    assert [line.strip() for line in steps.splitlines() if "await" in line] == [
+        "await self.sleep(1.0)",
+        "await self._update_channels()",
+        "await self.recovery.start()",
+    ]
+    assert worker.NoTables.on_start is not TableManager.on_start
+
+
 def test_faust_drains_before_a_rebalance_and_seeks_after_it() -> None:
     import faust.app.base as app
 
@@ -142,6 +153,7 @@ def test_what_is_fetched_lies_where_it_is_looked_for() -> None:
     source = inspect.getsource(Fetcher)
     assert "self._records = collections.OrderedDict()" in source
     assert "self._closed = False" in source
+    assert "FetchRequest(\n                self._fetch_max_wait_ms," in source, "each request takes it anew"
     assert "FetchResult(" in source and "_partition_records" in inspect.getsource(FetchResult)
     assert "self._consumer_record(tp, record)" in inspect.getsource(PartitionRecords)
     assert list(inspect.signature(Fetcher.fetched_records).parameters) == [
