@@ -95,7 +95,7 @@ MUTATIONS = (
         ("stream/deadline.py", "            os._exit(1)\n", "            pass\n"),)),
     Mutation("label-order", "a record that was answered before a crash is folded at the labels of now",
              29, "I1: ", (
-        ("stream/intake.py", "positions=before[seen],", "positions=before[seen] * 0,"),)),
+        ("stream/intake.py", "            positions=positions,\n", "            positions=positions * 0,\n"),)),
     Mutation("newest-first", "the transactions of a fetch are folded from the newest to the oldest",
              1, "I4: ", (
         ("stream/intake.py", "        order = np.argsort(np.concatenate([2 * seen, 2 * good + 1]), kind=\"stable\")\n",
