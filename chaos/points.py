@@ -2,7 +2,8 @@
 
 The variable ``CHAOS_POINT`` is ``STEP:NUMBER:ACT[:SECONDS]``: at the so-many-th passage of the step, do it. Steps are
 below. Acts: ``kill`` and ``stop`` send SIGKILL and SIGSTOP to the process itself, ``sleep`` blocks from then on at
-every passage. Several are separated by commas. Nothing of this is in the product: a worker that is not started by this
+every passage. Several are separated by commas. Of all workers that have ``kill`` or ``stop`` in their way only the
+first acts: it creates the file ``CHAOS_ONCE``. Nothing of this is in the product: a worker that is not started by this
 module has no such code in its way.
 """
 
@@ -12,6 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from features.scoring import FraudModel
@@ -37,8 +39,17 @@ class _Point:
         """Act, for certain before another instruction of this process runs."""
         if self.act == "sleep":
             time.sleep(self.seconds)
-        else:
+        elif _first_of_all():
             os.kill(os.getpid(), signal.SIGKILL if self.act == "kill" else signal.SIGSTOP)
+
+
+def _first_of_all() -> bool:
+    """Whether no other worker of the round was stopped by a fail point: only one of those that have it may be."""
+    try:
+        Path(os.environ["CHAOS_ONCE"]).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _computed(point: _Point) -> None:

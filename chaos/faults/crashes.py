@@ -14,11 +14,12 @@ _GRACE_S = 4.0  # of the process itself: what a stop costs beside the cycles in 
 
 
 def _killed_at(play: Round, step: str, *, standby: bool) -> None:
-    """Kill the first worker at a step; the other one, running or started then, takes its partitions over."""
-    play.begin(2 if standby else 1, point=f"{step}:{play.random.randrange(5, 40)}:kill")
+    """Kill a worker at a step; the other one, running or started then, takes its partitions over."""
+    play.begin(2 if standby else 1, point=f"{step}:{play.random.randrange(3, 15)}:kill")
     play.feed(4000)
-    code = play.wait_for_end(play.workers[0], f"the worker reaches {step}")
-    play.expect(code == -signal.SIGKILL, f"the worker ended with {code}, not by SIGKILL")
+    play.wait(lambda: any(not worker.running() for worker in play.workers), f"a worker reaches {step}")
+    codes = [worker.exit_code() for worker in play.workers if not worker.running()]
+    play.expect(codes == [-signal.SIGKILL], f"the worker ended with {codes}, not by SIGKILL")
     injury = play.injury()
     if not standby:  # with other thresholds, as after a deployment: what was emitted holds all the same
         play.start(WORKER_REVIEW_SCORE=str(2 * play.arena.review_score))
@@ -29,7 +30,7 @@ def _killed_at(play: Round, step: str, *, standby: bool) -> None:
 def killed_in_a_cycle(play: Round) -> None:
     """SIGKILL in the middle of a cycle."""
     _killed_at(play, play.random.choice(("computed", "half-sent", "half-applied")), standby=play.turn % 2 == 0)
-    play.kill(play.workers[-1])
+    play.kill(next(worker for worker in play.workers if worker.running()))
     injury = play.injury()
     play.start()
     play.recovered(injury)
@@ -46,7 +47,7 @@ def killed_between_produce_and_apply(play: Round) -> None:
 @fault(3, short=True)
 def killed_between_apply_and_commit(play: Round) -> None:
     """SIGKILL after the state is applied, before the offset is committed."""
-    play.begin(point=f"applied:{play.random.randrange(30, 60)}:kill")
+    play.begin(point=f"applied:{play.random.randrange(5, 15)}:kill")
     play.feed(4000)
     play.wait_for_end(play.workers[0], "the worker applies")
     applied, injury = play.applied(), play.injury()
@@ -79,7 +80,7 @@ def stopped_with_a_slow_model(play: Round) -> None:
 def stopped_with_a_hung_model(play: Round) -> None:
     """SIGTERM with a hung model: exit at the deadline."""
     large = play.turn % 2 == 0  # a large cycle hangs in a thread, a small one on the event loop
-    play.begin(point="model:40:sleep:10000", WORKER_DRAIN_DEADLINE_S=str(_DEADLINE_S))
+    play.begin(point="model:10:sleep:10000", WORKER_DRAIN_DEADLINE_S=str(_DEADLINE_S))
     play.feed(3000, rate=None if large else 300.0)
     before = -1
     while (now := play.progress()) != before:  # until it hangs: nothing more is applied
