@@ -65,12 +65,6 @@ MUTATIONS = (
         ("stream/store.py", "zip(writes, replies, strict=True):\n            if found:\n",
          "zip(writes, replies, strict=False):\n            if isinstance(found, bytes) and found:\n"),
     )),
-    Mutation("no-compare", "the state is written without the compare-and-set",
-             6, "I1: ", (
-        ("stream/store.py", "if head == ARGV[1] then", "if true then"),)),
-    Mutation("cache-kept", "cached rows survive a failure and a revocation",
-             7, "I1: ", (
-        ("stream/fraud.py", "            cache.drop(partition)\n", "            pass\n"),)),
     Mutation("state-not-read", "rows that the cache lacks are taken for new",
              1, "I1: ", (
         ("stream/cycle.py", "return {p: dict(zip(fields, values[p], strict=True)) for p, fields in wanted.items()}",
