@@ -77,7 +77,7 @@ MUTATIONS = (
         ("stream/station.py", "        if offset > end:\n", "        if False:\n"),
         ("stream/tails.py", "            if ends[target] < position:\n", "            if False:\n"),)),
     Mutation("count-unchecked", "a topic with another partition count is accepted",
-             27, "on 6 partitions", (
+             27, "a worker that runs ends", (
         ("stream/worker.py", "    require_topics(await check_topics(settings.kafka, settings.topics))\n",
          "    await check_topics(settings.kafka, settings.topics)\n"),
         ("stream/cycle.py", "    if newest >= lane.partitions:\n", "    if False:\n"),)),
