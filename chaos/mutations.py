@@ -80,7 +80,7 @@ MUTATIONS = (
              27, "a worker that runs ends", (
         ("stream/worker.py", "    require_topics(await check_topics(settings.kafka, settings.topics))\n",
          "    await check_topics(settings.kafka, settings.topics)\n"),
-        ("stream/cycle.py", "    if newest >= lane.partitions:\n", "    if False:\n"),)),
+        ("stream/station.py", "    if newest >= lane.partitions:\n", "    if False:\n"),)),
     Mutation("no-deadline", "nothing ends a worker whose model hangs",
              5, "exit code", (
         ("stream/deadline.py", "            os._exit(1)\n", "            pass\n"),)),

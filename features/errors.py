@@ -17,6 +17,7 @@
     ├── TopicError             topics that are missing or of the wrong shape
     ├── ServiceUnavailable     Kafka or Redis cannot be reached (worth a retry)
     │   └── RedisUnavailable       Redis it is
+    ├── ComputeFailed          a bug of ours met in a cycle; the record that it needs is being looked for
     └── BadEvent               one input record that cannot be decided; becomes a dead letter
 
 A message names the value, the limit and the way out.
@@ -89,6 +90,10 @@ class ServiceUnavailable(HeadraceError):
 
 class RedisUnavailable(ServiceUnavailable):
     """Redis cannot be reached, or refused a command."""
+
+
+class ComputeFailed(HeadraceError):
+    """Our own code raised while a cycle was computed; its records are read again in smaller cycles."""
 
 
 class BadEvent(HeadraceError):

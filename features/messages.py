@@ -34,6 +34,8 @@ DeadLetterReason = Literal[
     "oversized",
     "empty",
     "wrong_partition",
+    "unreadable_batch",
+    "internal",
 ]
 
 
@@ -122,7 +124,10 @@ class Recommendation(msgspec.Struct, kw_only=True):
 
 
 class DeadLetter(msgspec.Struct, kw_only=True):
-    """An input record that could not be decided: why, where it came from, and its first 64 KiB in base64."""
+    """An input record that could not be decided: why, where it came from, and its first 64 KiB in base64.
+
+    One with a ``first_offset`` stands for a batch that could not be unpacked: all records from there to ``offset``.
+    """
 
     dead_letter_id: str
     reason: DeadLetterReason
@@ -134,6 +139,7 @@ class DeadLetter(msgspec.Struct, kw_only=True):
     sha256: str
     value: str
     key: str | None = None
+    first_offset: int | None = None
 
 
 def transaction_type(schema: TransactionSchema, *, strict: bool = False) -> type[msgspec.Struct]:

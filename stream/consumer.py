@@ -22,8 +22,8 @@ from aiokafka.errors import KafkaError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from features.errors import HeadraceError, RedisUnavailable, ServiceUnavailable, StateConflict
-from stream.cycle import Pipeline, failure_cause
+from features.errors import ComputeFailed, HeadraceError, RedisUnavailable, ServiceUnavailable, StateConflict
+from stream.cycle import Pipeline
 from stream.deadline import Deadline
 from stream.fetching import Fetched, LoopConsumer
 from stream.metrics import Metrics
@@ -35,7 +35,7 @@ log = logging.getLogger("headrace.worker")
 _POLL_S = 0.25  # longest wait of one fetch, so that a failed cycle or a stop is noticed
 _BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 _ASSIGNED = ServiceUnavailable("partitions were assigned")  # no failure: the usual reason to take over
-_RETRIED = (ServiceUnavailable, StateConflict, KafkaError)
+_RETRIED = (ServiceUnavailable, StateConflict, ComputeFailed, KafkaError)
 _GRACE_S = 1.0  # for what a stop does before it waits for the cycles in flight
 _LABELS_WAITING_MAX = 20_000  # per partition; above it the partition is paused
 
@@ -288,6 +288,15 @@ class FetchTransport(driver.Transport):
     """Faust's Kafka transport with our consumer."""
 
     Consumer = FetchConsumer
+
+
+def failure_cause(error: BaseException) -> str:
+    """A short name for the metrics of what made a pipeline fail."""
+    if isinstance(error, StateConflict):
+        return "conflict"
+    if isinstance(error, ComputeFailed):
+        return "internal"
+    return "redis" if isinstance(error, RedisUnavailable) else "kafka"
 
 
 def overridden() -> Iterable[tuple[type, str]]:

@@ -36,6 +36,7 @@ from stream.lane import (
     Produced,
     Records,
     Tally,
+    Target,
     after_sources,
     emitted_before,
     reached,
@@ -111,6 +112,15 @@ class FraudLane:
             sources |= found.keys()
         state.answered = after_sources(sources)
         return state.answered
+
+    def sources(self, work: list[Part]) -> list[tuple[Target, int]]:
+        """The labels and transactions that a cycle counts, labels first: a label waits for a transaction's time."""
+        labels = [((self.topics[1], part.partition), offset) for part in work for offset in part.labels.offset.tolist()]
+        return labels + [((self.topics[0], part.partition), r.offset) for part in work for r in part.records]
+
+    def narrow(self, limit: int) -> None:
+        """Take up at most so many transactions and labels of a partition that wait; 0 for as many as ever."""
+        self._intake.limit = limit or self.records_max
 
     def waiting(self) -> dict[int, int]:
         """How many labels wait, by partition."""

@@ -125,7 +125,7 @@ class Part:
 
 
 class Intake:
-    """Takes fetches in; ``records_max`` bounds the labels of one cycle."""
+    """Takes fetches in; ``records_max`` bounds transactions and labels of one cycle, and ``limit`` may lie below it."""
 
     def __init__(self, settings: Settings, schema: TransactionSchema, records_max: int) -> None:
         worker, topics = settings.worker, settings.topics
@@ -133,7 +133,7 @@ class Intake:
         self.partitions: dict[int, Progress] = {}
         self._count = topics.transaction_partitions
         self._transactions, self._labels, self._dead_letters = topics.transactions, topics.labels, topics.dead_letters
-        self._records_max = records_max
+        self._records_max = self.limit = records_max
         self._entities = len(schema.entities)
         self._key_name = schema.key.name
         self._accept_mispartitioned = worker.accept_mispartitioned
@@ -148,7 +148,7 @@ class Intake:
             if records or len(state.labels) or state.held:
                 applied = state.offsets.get(self._transactions, 0)
                 fresh = [*state.held, *_from(records.get(self._transactions, ()), applied)]
-                fresh, state.held = fresh[: self._records_max], fresh[self._records_max :]
+                fresh, state.held = fresh[: self.limit], fresh[self.limit :]
                 ready.append((partition, state, records, fresh))
         batches = self._decoded([(partition, fresh) for partition, _, _, fresh in ready])
         parts = []
@@ -280,12 +280,11 @@ class Intake:
     def _due_labels(self, state: Progress, lagging: bool, position: int) -> Labels:
         """Labels below ``position``, and those that the transactions' clock has passed; all where none lags."""
         labels = state.labels
-        due = len(labels)
-        if not due:
+        if not len(labels):
             return labels
-        if lagging:
-            due = max(int(np.searchsorted(labels.clock, state.clock)), int(np.searchsorted(labels.offset, position)))
-        due = min(due, self._records_max)
+        pinned = int(np.searchsorted(labels.offset, position))
+        due = max(int(np.searchsorted(labels.clock, state.clock)), pinned) if lagging else len(labels)
+        due = min(due, max(self.limit, pinned), self._records_max)
         state.labels = labels.take(slice(due, None))
         return labels.take(slice(due))
 

@@ -73,6 +73,9 @@ class Metrics:
         self.lag = Gauge("headrace_consumer_lag_records", "Records not applied yet.", ["topic", "partition"],
                          registry=r)  # fmt: skip
         self.model = Gauge("headrace_model_info", "1 for the model version in use.", ["version"], registry=r)
+        self.models_refused = Counter("headrace_model_refusals_total",
+                                      "Model versions that were refused; the one before stays in use.",
+                                      registry=r)  # fmt: skip
         self.cache_entities = Gauge("headrace_cache_entities", "Entity rows held in memory.", ["entity"], registry=r)
         self.cache_bytes = Gauge("headrace_cache_bytes", "Memory of the entity rows.", ["entity"], registry=r)
         self.cache_lookups = Counter("headrace_cache_lookups_total", "Entities that a cycle needed, by whether the "

@@ -93,6 +93,7 @@ class KafkaSettings:
     ssl_keyfile: Path | None = None
     idempotence: bool = True
     request_timeout_s: Seconds = 30.0
+    batch_bytes_max: Annotated[int, Meta(ge=65_536, le=2**31 - 1)] = 33_554_432
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,6 +306,11 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield (
             f"redis.cluster = true: expected redis.url = 'redis://HOST:PORT' of one of its nodes, not "
             f"'{settings.redis.url}'; a cluster has no sockets and only database 0"
+        )
+    if kafka.batch_bytes_max < worker.message_bytes_max:
+        yield (
+            f"kafka.batch_bytes_max = {kafka.batch_bytes_max}: expected at least worker.message_bytes_max = "
+            f"{worker.message_bytes_max}; a batch holds whole messages"
         )
     if len(names.partitions()) < 7:
         yield "topics: expected seven different names; each topic has one kind of message"

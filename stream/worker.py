@@ -155,8 +155,9 @@ async def _patiently(what: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
         return result
 
 
-async def _connect(settings: Settings, metrics: Metrics, schema_hash: str) -> Parts:
-    models = ModelHolder(settings.artifacts, schema_hash, metrics, meanwhile=warm)
+async def _connect(settings: Settings, metrics: Metrics, schema: Schema) -> Parts:
+    names = build_catalogue(schema.transactions).names
+    models = ModelHolder(settings.artifacts, schema.hash, names, metrics, meanwhile=warm)
     redis = redis_client(settings.redis)
     await _patiently("Redis", lambda: check_redis(redis, settings.redis))
     await _patiently("Kafka", lambda: _require_topics(settings))
@@ -235,7 +236,7 @@ def run(settings: Settings, schema: Schema) -> None:
     metrics = Metrics()
     port = metrics.serve(settings.worker.metrics_host, settings.worker.metrics_port)
     log.info("metrics on http://%s:%d/metrics", settings.worker.metrics_host, port)
-    parts = loop.run_until_complete(_connect(settings, metrics, schema.hash))
+    parts = loop.run_until_complete(_connect(settings, metrics, schema))
     lanes = _lanes(settings, schema, parts.models)
     stations = [Station(lane, StateStore(parts.redis, settings.redis, settings.worker.group, lane.name), {})
                 for lane in lanes]  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.catalogue import build_catalogue
-from features.errors import RedisUnavailable, ServiceUnavailable, StateConflict
+from features.errors import ComputeFailed, RedisUnavailable, ServiceUnavailable, StateConflict
 from features.hashing import hash_strings, partitions_of
 from features.messages import Reason
 from features.schema import load_schema
@@ -309,7 +309,7 @@ class FakeWorker:
                 while await self.fetch(counts):
                     await asyncio.sleep(0)
                 await self.settle()
-            except (ServiceUnavailable, StateConflict):
+            except (ServiceUnavailable, StateConflict, ComputeFailed):
                 await self.take_over()
                 continue
             return
