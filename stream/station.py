@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from features.errors import StateMissing
+from features.errors import StateMissing, TopicError
 from stream.lane import Lane, Target
 from stream.store import Head, StateStore, decode_head
 from stream.tails import TailReader
@@ -50,7 +50,10 @@ async def heads_of(station: Station, found: Mapping[int, bytes], bounds: Bounds,
         If a partition's state is gone, or its offset lies outside of what the topic holds.
     StateMismatch
         If it was made for another schema or partition count.
+    TopicError
+        If a topic has more partitions than the settings say.
     """
+    _check_count(station.lane, max(found))
     lane, heads = station.lane, dict[int, Head]()
     for p, value in found.items():
         where = station.store.key(p)
@@ -65,6 +68,16 @@ async def heads_of(station: Station, found: Mapping[int, bytes], bounds: Bounds,
     ends = await tails.ends(missing) if missing else {}
     outputs = {p: {t: head.outputs.get(t, ends.get((t, p), 0)) for t in lane.outputs} for p, head in heads.items()}
     return {p: replace(head, outputs=outputs[p]) for p, head in heads.items()}
+
+
+def _check_count(lane: Lane, newest: int) -> None:
+    """State is sharded by partition, so a topic that has grown must not be read as if it had not."""
+    if newest >= lane.partitions:
+        raise TopicError(
+            f"{' or '.join(lane.topics)} has a partition {newest}, but the settings say {lane.partitions} partitions: "
+            "the count is fixed at creation, because state belongs to a partition. Create the topic anew with "
+            f"{lane.partitions}, or copy it with `headrace repartition` and start over"
+        )
 
 
 def _refuse_cold(lane: Lane, partition: int, bounds: Bounds, where: str) -> None:

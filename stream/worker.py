@@ -38,6 +38,7 @@ from stream.connections import (
 )
 from stream.consumer import FetchTransport, HeadraceApp, WorkerContext
 from stream.cycle import Pipeline
+from stream.deadline import Deadline
 from stream.fraud import FraudLane
 from stream.lane import Lane
 from stream.metrics import Metrics
@@ -121,9 +122,14 @@ class NoTables(TableManager):
 class _Worker(faust.Worker):
     """Faust's worker without its banner, its spinner, its second of waiting at the end, and its process title."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, deadline: Deadline, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.spinner = None
+        self._deadline = deadline
+
+    def install_signal_handlers(self) -> None:
+        super().install_signal_handlers()
+        self._deadline.listen()
 
     async def _sentinel_task(self) -> None:
         await asyncio.sleep(0)
@@ -251,7 +257,7 @@ def run(settings: Settings, schema: Schema) -> None:
     sys.setswitchinterval(_SWITCH_S)
     companion = _Companion(parts, pipeline, Sweeper(stations, metrics, settings.worker.sweep_every_s),
                            settings.worker.model_poll_s)  # fmt: skip
-    worker = _Worker(app, companion, loop=loop, loglevel="WARN", quiet=True,
+    worker = _Worker(app, companion, deadline=context.deadline, loop=loop, loglevel="WARN", quiet=True,
                      redirect_stdouts=False, override_logging=False)  # fmt: skip
     try:
         with kafka_losses(settings.kafka, log.warning):

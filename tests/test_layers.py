@@ -126,7 +126,7 @@ def test_features_wait_for_nothing_and_ask_no_clock(name: str) -> None:
     assert not {module.split(".")[0] for module in _imports(name)} & _IMPURE
 
 
-@pytest.mark.parametrize("name", _files("features", "trainer", "stream", "tests", "bench", "fuzz"))
+@pytest.mark.parametrize("name", _files("features", "trainer", "stream", "tests", "bench", "chaos", "fuzz"))
 def test_files_are_short_and_named_after_a_thing(name: str) -> None:
     lines = (_ROOT / name).read_text(encoding="utf-8").count("\n")
     assert lines <= _LINES_MAX, f"{lines} lines; are there two subjects in it?"
@@ -135,7 +135,7 @@ def test_files_are_short_and_named_after_a_thing(name: str) -> None:
 
 def test_no_file_names_a_path_of_some_machine() -> None:
     private = re.compile(r"(?<![\w.*])/(?:work|root|home|Users|opt)/\w")
-    folders = (*_PACKAGES, "tests", "bench", "fuzz", "docs", "deploy", "examples", ".ci")
+    folders = (*_PACKAGES, "tests", "bench", "chaos", "fuzz", "docs", "deploy", "examples", ".ci")
     paths = [path for folder in folders for path in (_ROOT / folder).rglob("*")]
     paths += [path for path in _ROOT.iterdir() if path.name != ".git"]
     for path in paths:
