@@ -187,7 +187,7 @@ def test_the_schema_in_the_readme_is_the_example_file() -> None:
 def test_the_readme_maps_every_folder_and_names_every_command() -> None:
     folders = " ".join(row[0] for row in _rows(_section("README.md", "## Folders")))
     assert set(re.findall(r"`(\w+)/`", folders)) == {
-        "features", "trainer", "stream", "tests", "chaos", "bench", "deploy", "examples", "docs",
+        "features", "trainer", "stream", "tests", "chaos", "fuzz", "bench", "deploy", "examples", "docs",
     }  # fmt: skip
     assert all((_ROOT / folder).is_dir() for folder in re.findall(r"`(\w+)/`", folders))
     named = {row[0].strip("`").split()[0] for row in _rows(_section("README.md", "## Your own servers"))}
