@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import tempfile
 import traceback
@@ -88,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", type=Path, help="keep logs and data in this directory")
     parser.add_argument("--models", type=Path, help="a directory that keeps the fitted models")
     given = parser.parse_args(arguments)
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it tells each failed try, and failing is the point here
     known = faults()
     wanted = [int(number) for number in given.faults.split(",") if number] or list(known)
     if unknown := [number for number in wanted if number not in known]:

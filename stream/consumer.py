@@ -209,9 +209,10 @@ class FetchConsumer(driver.Consumer):
         fetched = self._fetched
         while not fetched.over:
             active = set(self._get_active_partitions())
-            if not active:
+            if not active or not self.flow_active:
                 await asyncio.sleep(0.02)
                 continue
+            await asyncio.sleep(0)  # what lies ready is given without a pause, and others need the loop
             found = await self._getmany(active_partitions=active, timeout=_POLL_S)
             fetched.add(found, self._thread.lagging)
             partitions = sum(tp.topic == self.context.settings.topics.transactions for tp in active)

@@ -22,7 +22,7 @@ from features.errors import ServiceUnavailable, SettingsError
 from features.schema import load_schema
 from stream import worker
 from stream.consumer import FetchConsumer, FetchTransport, overridden
-from stream.fetching import LoopConsumer
+from stream.fetching import Fetched, LoopConsumer
 from stream.settings import Settings
 
 SIGNATURES = {
@@ -229,3 +229,25 @@ def test_a_worker_that_stands_by_for_a_partition_is_ready() -> None:
 
     asyncio.run(object.__new__(Idle)._take_over_all([]))
     assert told == [1]
+
+
+def test_a_fetch_that_returns_at_once_leaves_the_loop_to_others() -> None:
+    """As it does while Faust stops the flow in a rebalance: the fetch shares the loop with what ends the rebalance."""
+
+    async def nothing(active_partitions: Any, timeout: float) -> dict[TP, Any]:  # noqa: ASYNC109
+        return {}
+
+    async def run(*, flow_active: bool) -> None:
+        consumer: Any = object.__new__(FetchConsumer)
+        consumer.flow_active, consumer._fetched = flow_active, Fetched(1)
+        consumer._thread = SimpleNamespace(lagging={})
+        consumer.app = SimpleNamespace(context=SimpleNamespace(settings=Settings()))
+        consumer._get_active_partitions = lambda: {TP("transactions", 0)}
+        consumer._getmany = nothing
+        fetching = asyncio.create_task(consumer._fetch())
+        await asyncio.sleep(0.05)
+        consumer._fetched.over = True
+        await fetching
+
+    for flow_active in (False, True):
+        asyncio.run(run(flow_active=flow_active))
