@@ -1,0 +1,211 @@
+"""From what the sources say to few candidates and what the ranker sees of them, compiled.
+
+In: item hashes and the arrays of a fitted model. Out: candidates and their features, or lists of items, written in
+place. Training, backtest and serving call the same functions, so that the ranker meets live what it was fitted on.
+
+Each source names its best items. The union is cut by the sum of 1 / (rank + 3) over the sources, which needs no
+scores to be comparable.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from features.sources import (
+    BIGRAM,
+    COLUMNS,
+    CUT,
+    DIRECT,
+    EXCLUDE_CURRENT,
+    LIST,
+    SOURCES,
+    VOTERS,
+    Doubles,
+    Hashes,
+    Index,
+    Longs,
+    Scratch,
+    ask,
+    known_items,
+)
+from features.toplist import Floats, Ints, best_first, offer
+
+_S = len(SOURCES)
+FACTS = ("popularity", "trend", "age_days", "revisited")  # of an item, columns of ``Index.facts``
+_F = len(FACTS)
+FEATURES = (
+    *(f"share_{name}" for name in SOURCES),
+    *(f"rank_{name}" for name in SOURCES),
+    "rank_sum", "rank_best", "rank_union", "sources",
+    "direct", "bigram", "bigram_support", "voters", "lift",
+    "last_seen", "times_seen", "session_length", "session_repeats", "current_times", "certainty",
+    *(f"item_{name}" for name in FACTS),
+    "current_popularity", "current_revisited", "history_share",
+)  # fmt: skip
+WIDTH = len(FEATURES)
+_UNRANKED = 200.0  # the rank of an item that a source does not name
+
+
+@njit(cache=True, nogil=True)
+def _name(count: int, excluded: int, index: Index, scratch: Scratch) -> None:
+    """Write each source's rank of every touched item, -1 where it does not name it."""
+    limit = int(index.settings[LIST])
+    for t in range(count):
+        scratch.ranks[t, :] = -1
+    for source in range(_S):
+        size = 0
+        for t in range(count):
+            item = scratch.touched[t]
+            score = scratch.scores[item, source]
+            if score > 0.0 and item != excluded:
+                size = offer(scratch.list_scores, scratch.list_items, limit, size, score, item)
+        best_first(scratch.list_scores, scratch.list_items, size)
+        for rank in range(size):
+            scratch.ranks[scratch.slots[scratch.list_items[rank]], source] = rank
+
+
+@njit(cache=True, nogil=True)
+def _cut(count: int, index: Index, scratch: Scratch) -> int:
+    """The candidates in ``list_items``, best first by the sum over ranks; how many there are."""
+    limit, size = int(index.settings[CUT]), 0
+    for t in range(count):
+        total = np.float32(0.0)
+        for source in range(_S):
+            if scratch.ranks[t, source] >= 0:
+                total += np.float32(1.0) / (scratch.ranks[t, source] + np.float32(3.0))
+        if total > 0.0:
+            size = offer(scratch.list_scores, scratch.list_items, limit, size, total, scratch.touched[t])
+    best_first(scratch.list_scores, scratch.list_items, size)
+    return size
+
+
+@njit(cache=True, nogil=True)
+def _describe(length: int, found: int, size: int, index: Index, scratch: Scratch, x: Doubles) -> None:
+    """Write the features of the candidates, see :data:`FEATURES`, one row each."""
+    tops, sums = np.zeros(_S, np.float32), np.float32(0.0)
+    for t in range(size):
+        item = scratch.list_items[t]
+        sums += scratch.scores[item, 0]
+        for source in range(_S):
+            tops[source] = max(tops[source], scratch.scores[item, source])
+    current = scratch.raw[0] if length else -1
+    current_times, certainty = 0, np.float32(0.0)
+    for age in range(length):
+        current_times += scratch.raw[age] == current
+    for t in range(size):
+        certainty = max(certainty, scratch.scores[scratch.list_items[t], DIRECT])
+    followed, followed_two = np.float32(scratch.counts[0]), np.float32(scratch.counts[1])
+    for t in range(size):
+        item, row = scratch.list_items[t], x[t]
+        at, best, names = 2 * _S, _UNRANKED, 0
+        for source in range(_S):
+            score, rank = scratch.scores[item, source], scratch.ranks[scratch.slots[item], source]
+            row[source] = score / tops[source] if tops[source] > 0.0 else np.float32(0.0)
+            row[_S + source] = rank if rank >= 0 else _UNRANKED
+            if rank >= 0:
+                best = min(best, rank)
+                names += 1
+        row[at] = scratch.list_scores[t]
+        row[at + 1] = best
+        row[at + 2] = t
+        row[at + 3] = names
+        at += 4
+        direct = scratch.scores[item, DIRECT] / followed if followed > 0.0 else np.float32(np.nan)
+        row[at] = direct
+        row[at + 1] = scratch.scores[item, BIGRAM] / followed_two if followed_two > 0.0 else np.float32(np.nan)
+        row[at + 2] = min(followed_two, np.float32(30.0))
+        row[at + 3] = scratch.scores[item, VOTERS]
+        row[at + 4] = direct / index.popularity[item]
+        at += 5
+        last, times = -1, 0
+        for age in range(length):
+            if scratch.raw[age] == item:
+                times += 1
+                last = age if last < 0 else last
+        row[at] = last if last >= 0 else np.nan
+        row[at + 1] = times
+        row[at + 2] = length
+        row[at + 3] = length - found
+        row[at + 4] = current_times
+        row[at + 5] = certainty / followed if followed > 0.0 else np.float32(np.nan)
+        at += 6
+        for fact in range(_F):
+            row[at + fact] = index.facts[item, fact]
+        at += _F
+        row[at] = index.facts[current, 0] if current >= 0 else np.float32(np.nan)
+        row[at + 1] = index.facts[current, 3] if current >= 0 else np.float32(np.nan)
+        row[at + 2] = scratch.scores[item, 0] / sums if sums > 0.0 else np.float32(0.0)
+
+
+@njit(cache=True, nogil=True)
+def _excluded(length: int, index: Index, scratch: Scratch) -> int:
+    """The item now viewed where it is never recommended, else -1."""
+    only = len(index.popularity) == 1
+    return scratch.raw[0] if length and index.settings[EXCLUDE_CURRENT] and not only else -1
+
+
+@njit(cache=True, nogil=True)
+def _leave(count: int, scratch: Scratch) -> None:
+    """Work space as it was found."""
+    for t in range(count):
+        item = scratch.touched[t]
+        scratch.slots[item] = -1
+        for column in range(COLUMNS):
+            scratch.scores[item, column] = 0.0
+
+
+@njit(cache=True, nogil=True)
+def candidates(hashes: Hashes, counts: Longs, index: Index, scratch: Scratch, items: Ints, rank_sums: Floats,
+               excluded: Ints, bounds: Longs, x: Doubles) -> None:  # fmt: skip
+    """The candidates of each query ``hashes[i, :counts[i]]`` (oldest first), and their features.
+
+    Those of query i are rows ``bounds[i]:bounds[i + 1]`` of ``items``, ``rank_sums`` and ``x``, best first by the
+    sum over ranks. ``excluded[i]`` is the item that must not be recommended, or negative.
+    """
+    bounds[0] = 0
+    for i in range(len(hashes)):
+        length, found = known_items(hashes[i, : counts[i]], index, scratch)
+        count = ask(length, found, index, scratch)
+        excluded[i] = _excluded(length, index, scratch)
+        _name(count, excluded[i], index, scratch)
+        size = _cut(count, index, scratch)
+        start = bounds[i]
+        bounds[i + 1] = start + size
+        _describe(length, found, size, index, scratch, x[start : start + size])
+        items[start : start + size] = scratch.list_items[:size]
+        rank_sums[start : start + size] = scratch.list_scores[:size]
+        _leave(count, scratch)
+
+
+@njit(cache=True, nogil=True)
+def _fill(items: Ints, scores: Floats, size: int, popularity: Floats, excluded: int) -> None:
+    """Fill what is left of one answer with the most popular items that it does not hold yet."""
+    lowest = scores[size - 1] if size else np.float32(1.0)
+    for item in range(len(popularity)):
+        if size == len(items):
+            return
+        taken = item == excluded
+        for j in range(size):
+            taken = taken or items[j] == item
+        if not taken:
+            items[size] = item
+            scores[size] = lowest * popularity[item]
+            size += 1
+
+
+@njit(cache=True, nogil=True)
+def answers(found: Ints, bounds: Longs, raw: Doubles, excluded: Ints, popularity: Floats, items: Ints, scores: Floats
+            ) -> None:  # fmt: skip
+    """Order each query's candidates by the ranker's ``raw`` and write the best as shares that add up to at most 1."""
+    for i in range(len(items)):
+        start, end = bounds[i], bounds[i + 1]
+        own, total = raw[start:end], 0.0
+        order = np.argsort(-own, kind="mergesort")
+        size = min(len(own), items.shape[1])
+        for t in range(len(own)):
+            total += np.exp(own[t] - own[order[0]])
+        for t in range(size):
+            items[i, t] = found[start + order[t]]
+            scores[i, t] = np.exp(own[order[t]] - own[order[0]]) / total
+        _fill(items[i], scores[i], size, popularity, excluded[i])
