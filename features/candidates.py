@@ -75,7 +75,7 @@ def _cut(count: int, index: Index, scratch: Scratch) -> int:
             if scratch.ranks[t, source] >= 0:
                 total += np.float32(1.0) / (scratch.ranks[t, source] + np.float32(3.0))
         if total > 0.0:
-            size = offer(scratch.list_scores, scratch.list_items, limit, size, total, scratch.touched[t])
+            size = offer(scratch.list_scores, scratch.list_items, limit, size, float(total), scratch.touched[t])
     best_first(scratch.list_scores, scratch.list_items, size)
     return size
 

@@ -193,9 +193,7 @@ class Recommender:
             rows = slice(start, start + _ROWS)
             found = self.candidates_many(hashes[rows], counts[rows])
             raw = found.rank_sums.astype(np.float64) if self._trees is None else self._trees.raw(found.x)
-            compiled.answers(
-                found.items, found.bounds, raw, found.excluded, self.popularity, items[rows], scores[rows]
-            )
+            compiled.answers(found.items, found.bounds, raw, found.excluded, self.popularity, items[rows], scores[rows])
         return items, scores
 
     def _work_space(self) -> Scratch:
@@ -303,7 +301,7 @@ def _check(model: Recommender) -> None:
                                                      model.transition_weights, model.variants, model.settings))
         and model.variants.shape == (VARIANTS, 2)
         and len(model.settings) == _SETTINGS
-        and 1 <= model.variants[:, NEAREST].min() and model.variants[:, NEAREST].max() <= _NEAREST_MAX
+        and model.variants[:, NEAREST].min() >= 1 and model.variants[:, NEAREST].max() <= _NEAREST_MAX
         and all(1 <= model.settings[place] <= _LIST_MAX for place in (LIST, CUT))
     )  # fmt: skip
     if not whole:

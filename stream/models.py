@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from features.errors import ArtifactCorrupt, ArtifactError, ArtifactMismatch, ArtifactMissing
-from features.neighbours import Neighbours
+from features.recommender import Recommender
 from features.scoring import FraudModel
 from stream.metrics import Metrics
 from trainer import artifacts
@@ -29,7 +29,7 @@ class Served:
 
     version: str
     fraud: FraudModel | None
-    neighbours: Neighbours | None
+    recommender: Recommender | None
 
     def warm(self) -> None:
         """Run everything once, so that no event waits for a compiler."""
@@ -37,8 +37,8 @@ class Served:
             row = np.full((1, len(self.fraud.features)), np.nan)
             self.fraud.score_many(row)
             self.fraud.reasons(row[0])
-        if self.neighbours is not None:
-            self.neighbours.recommend_many(np.zeros((1, 20), np.uint64), np.ones(1, np.int64), 1)
+        if self.recommender is not None:
+            self.recommender.recommend_many(np.zeros((1, 20), np.uint64), np.ones(1, np.int64), 1)
 
 
 def load_served(root: Path, version: str, schema_hash: str) -> Served:
@@ -50,7 +50,7 @@ def load_served(root: Path, version: str, schema_hash: str) -> Served:
         If it is missing, damaged, or of another feature schema.
     """
     artifact = artifacts.load(root, version, schema_hash)
-    served = Served(version, artifact.fraud, artifact.neighbours)
+    served = Served(version, artifact.fraud, artifact.recommender)
     served.warm()
     return served
 
@@ -89,7 +89,7 @@ class ModelHolder:
             self._refused.add(version)  # it will not get better; anything else is tried again
             raise
         old = self.current
-        if (old.fraud is None, old.neighbours is None) != (served.fraud is None, served.neighbours is None):
+        if (old.fraud is None, old.recommender is None) != (served.fraud is None, served.recommender is None):
             self._refused.add(version)
             raise ArtifactMissing(f"version {version} holds other kinds of models than {old.version}")
         self.current = served

@@ -245,7 +245,7 @@ class RecommendLane:
             for part in work:
                 row = self._fold(part, cycle, hashes, counts, row)
         with tally.stage("model"):
-            items, scores = models.neighbours.recommend_many(hashes, counts, self._worker.recommendations_k)
+            items, scores = models.recommender.recommend_many(hashes, counts, self._worker.recommendations_k)
         with tally.stage("encode"):
             return self._produced(work, models, items, scores, tally)
 
@@ -288,7 +288,7 @@ class RecommendLane:
 
     def _answer(self, source: str, batch: ClickBatch, i: int, models: Any, items: list[int], scores: list[float]
                 ) -> Message:  # fmt: skip
-        model = models.neighbours
+        model = models.recommender
         message = Recommendation(
             recommendation_id=source,
             event_id=batch.event_id[i],

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import ArtifactCorrupt
-from features.neighbours import Neighbours
+from features.recommender import Recommender
 from features.scoring import FraudModel
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -23,7 +23,7 @@ ITEM_TOLERANCE = 1e-4  # float32 sums; another processor may round exponentials 
 
 def golden_answers(
     fraud: FraudModel | None,
-    neighbours: Neighbours | None,
+    recommender: Recommender | None,
     vectors: NDArray[np.float64] | None,
     sessions: tuple[NDArray[np.uint64], NDArray[np.int64]] | None,
 ) -> dict[str, NDArray[Any]]:
@@ -32,13 +32,13 @@ def golden_answers(
     if fraud is not None and vectors is not None:
         scores, anomalies = fraud.score_many(vectors)
         golden |= {"vectors": vectors, "scores": scores, "anomalies": anomalies}
-    if neighbours is not None and sessions is not None:
-        items, item_scores = neighbours.recommend_many(*sessions, K)
+    if recommender is not None and sessions is not None:
+        items, item_scores = recommender.recommend_many(*sessions, K)
         golden |= {"hashes": sessions[0], "counts": sessions[1], "items": items, "item_scores": item_scores}
     return golden
 
 
-def compare(version: str, fraud: FraudModel | None, neighbours: Neighbours | None, golden: Arrays) -> None:
+def compare(version: str, fraud: FraudModel | None, recommender: Recommender | None, golden: Arrays) -> None:
     """Ask the models again and compare.
 
     Raises
@@ -50,8 +50,8 @@ def compare(version: str, fraud: FraudModel | None, neighbours: Neighbours | Non
     try:
         if fraud is not None:
             problems += _scores(fraud, golden)
-        if neighbours is not None:
-            problems += _items(neighbours, golden)
+        if recommender is not None:
+            problems += _items(recommender, golden)
     except (KeyError, ValueError, IndexError) as error:
         problems.append(f"golden.npz does not fit the models: {error}")
     if problems:
@@ -72,9 +72,9 @@ def _scores(fraud: FraudModel, golden: Arrays) -> list[str]:
     return problems
 
 
-def _items(neighbours: Neighbours, golden: Arrays) -> list[str]:
+def _items(recommender: Recommender, golden: Arrays) -> list[str]:
     expected, expected_scores = golden["items"], golden["item_scores"]
-    items, scores = neighbours.recommend_many(golden["hashes"], golden["counts"], expected.shape[1])
+    items, scores = recommender.recommend_many(golden["hashes"], golden["counts"], expected.shape[1])
     near = ITEM_TOLERANCE * np.maximum(np.abs(expected_scores), 1e-9)
     if len(expected) == 0 or not (np.abs(scores - expected_scores) <= near).all():
         return ["scores of recommended items differ from what they were when published"]

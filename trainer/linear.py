@@ -10,6 +10,7 @@ costs a thousandth and loses nothing that could be measured.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -34,11 +35,11 @@ class LinearSettings:
     items with ``ridge`` as penalty, and each item keeps its ``weights_max`` largest weights.
     """
 
-    reach: int = 10
-    source_decay: float = 0.5
-    target_decay: float = 1.0
+    reach: int = 5
+    source_decay: float = 1.0
+    target_decay: float = 0.25
     query_decay: float = 1.0
-    ridge: float = 5.0
+    ridge: float = 20.0
     around: int = 100
     weights_max: int = 100
 
@@ -89,7 +90,7 @@ def _columns(around_offsets: Longs, around: Ints, pulls: Floats, gram_offsets: L
             out[start + i] = b[i]
 
 
-def _gram(clicks: Clicks, items: int, settings: LinearSettings) -> object:
+def _gram(clicks: Clicks, items: int, settings: LinearSettings) -> Any:
     """How often, decayed, two items lie before the same moment at which something follows; symmetric."""
     begins = starts(clicks.session)
     left = np.repeat(begins[1:], np.diff(begins)) - 1 - np.arange(len(clicks))  # clicks that follow in the session
@@ -106,7 +107,7 @@ def _gram(clicks: Clicks, items: int, settings: LinearSettings) -> object:
     return total.tocsr()
 
 
-def _pulls(clicks: Clicks, items: int, settings: LinearSettings) -> object:
+def _pulls(clicks: Clicks, items: int, settings: LinearSettings) -> Any:
     """How often, decayed, one item lies before a moment and another after it; row: after, column: before."""
     total = coo_matrix((items, items), dtype=np.float64).tocsr()
     for gap in range(1, settings.reach + 1):
@@ -121,14 +122,14 @@ def _pulls(clicks: Clicks, items: int, settings: LinearSettings) -> object:
 def fit_linear(clicks: Clicks, items: int, settings: LinearSettings) -> Arrays:
     """The linear model's lists: per item, the items that it speaks for with their weights, largest first."""
     gram, pulls = _gram(clicks, items, settings), _pulls(clicks, items, settings)
-    rows = np.repeat(np.arange(items), np.diff(pulls.indptr))  # type: ignore[attr-defined]
-    order = np.lexsort((pulls.indices, -pulls.data, rows))  # type: ignore[attr-defined]
+    rows = np.repeat(np.arange(items), np.diff(pulls.indptr))
+    order = np.lexsort((pulls.indices, -pulls.data, rows))
     order = order[places(rows[order]) < settings.around]
-    target, source = rows[order], pulls.indices[order]  # type: ignore[attr-defined]
+    target, source = rows[order], pulls.indices[order]
     weights = np.zeros(len(order), np.float32)
     _columns(
-        offsets(target, items), source.astype(np.int32), pulls.data[order].astype(np.float32),  # type: ignore[attr-defined]
-        gram.indptr.astype(np.int64), gram.indices.astype(np.int32), gram.data.astype(np.float32),  # type: ignore[attr-defined]
+        offsets(target, items), source.astype(np.int32), pulls.data[order].astype(np.float32),
+        gram.indptr.astype(np.int64), gram.indices.astype(np.int32), gram.data.astype(np.float32),
         settings.ridge, settings.around, weights,
     )  # fmt: skip
     keep = weights > 0

@@ -10,7 +10,7 @@ as in serving; one that lacks the item clicked next teaches nothing and is left 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightgbm as lgb
@@ -31,13 +31,14 @@ class RankerSettings:
     """How the ranker is fitted.
 
     ``blocks`` of ``block_share`` of the clicks each are asked about, ``queries_max`` in all; with fewer than
-    ``queries_min`` there is no ranker.
+    ``queries_min`` there is no ranker. ``unseen_share`` of the newest block is kept for measuring.
     """
 
     blocks: int = 4
     block_share: float = 0.1
     queries_max: int = 160_000
     queries_min: int = 200
+    unseen_share: float = 0.1
     trees: int = 200
     leaves: int = 63
     rate: float = 0.07
@@ -97,31 +98,56 @@ def rows_of(model: Recommender, asked: Clicks, limit: int, seed: int) -> Rows:
     return Rows(*(np.concatenate([none, *parts]) for none, parts in zip(empty, (x, label, sizes), strict=True)))
 
 
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A ranker's text, empty where there is too little to learn from; and what it can be measured on.
+
+    ``model`` has the sources of before the newest block, and ``unseen`` are that block's newest sessions, of which
+    the ranker saw nothing; None where there are none.
+    """
+
+    text: str
+    model: Recommender | None = None
+    unseen: Clicks | None = None
+
+
 def fit_ranker(clicks: Clicks, sources: SourceSettings, settings: RankerSettings,
-               progress: Callable[[int, int], None]) -> str:  # fmt: skip
-    """LightGBM's text of a ranker for a recommender with such sources; empty where there is too little to learn from.
+               progress: Callable[[int, int], None]) -> Ranked:  # fmt: skip
+    """A ranker for a recommender with such sources.
 
     Parameters
     ----------
     progress : callable
-        Called with steps done and steps in all; a step is a block or a tree.
+        Called with steps done and steps in all; a step is a tenth of a block, or a tree.
     """
     timed, first = in_time(clicks)
     size, steps = int(len(timed) * settings.block_share), 10 * settings.blocks + settings.trees
-    parts = []
+    parts: list[Rows] = []
+    ranked = Ranked("")
     for number in range(settings.blocks):
         end = len(timed) - number * size
         earlier, asked = block(timed, first, end - size, end)
         if not (len(earlier) and len(asked)):
             break
         model = Recommender.from_arrays(fit_sources(earlier, sources))
+        if number == 0:
+            asked, unseen = _held_out(asked, settings.unseen_share)
+            ranked = Ranked("", model, unseen)
         parts.append(rows_of(model, asked, settings.queries_max // settings.blocks, settings.seed + number))
         progress(10 * (number + 1), steps)
-    if sum(len(rows.sizes) for rows in parts) < settings.queries_min:
-        return ""
-    rows = Rows(*(np.concatenate([getattr(p, name) for p in parts]) for name in Rows.__slots__))
-    parts.clear()
-    return _boost(rows, settings, lambda done: progress(steps - settings.trees + done, steps))
+    if sum(len(rows.sizes) for rows in parts) >= settings.queries_min:
+        rows = Rows(*(np.concatenate([getattr(p, name) for p in parts]) for name in Rows.__slots__))
+        parts.clear()
+        ranked = replace(ranked, text=_boost(rows, settings, lambda n: progress(steps - settings.trees + n, steps)))
+    progress(steps, steps)
+    return ranked
+
+
+def _held_out(clicks: Clicks, share: float) -> tuple[Clicks, Clicks]:
+    """Without the newest sessions, which hold about that share of the clicks, and those sessions."""
+    border = clicks.session[min(int(len(clicks) * share), len(clicks) - 1)]
+    newest = clicks.session < border
+    return clicks.take(~newest), clicks.take(newest)
 
 
 def _boost(rows: Rows, settings: RankerSettings, progress: Callable[[int], None]) -> str:

@@ -5,7 +5,8 @@ In: clicks as numbers. Out: the arrays of :class:`features.recommender.Recommend
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,19 +47,19 @@ class SourceSettings:
     """
 
     variants: tuple[Variant, Variant, Variant] = (
-        Variant(250, 0.8, 0.6, 0.08, 1.0),
-        Variant(500, 0.1, 0.2, 0.3, 3.0),
-        Variant(100, 0.8, 0.6, 0.08, 0.1),
+        Variant(500, 0.8, 0.3, 0.15, 1.0),
+        Variant(250, 0.2, 0.4, 0.6, 2.0),
+        Variant(250, 0.8, 0.6, 0.3, 0.1),
     )
     postings_max: int = 1000
     session_items_max: int = 60
-    rarity: float = 0.5
+    rarity: float = 1.0
     popularity_days: float = 3.0
     repeat_share_min: float = 0.005
     transition_reach: int = 5
     transitions_max: int = 100
     transition_decay: float = 0.8
-    linear: LinearSettings = LinearSettings()
+    linear: LinearSettings = field(default_factory=LinearSettings)
     match_max: int = 5
     match_base: float = 4.0
     list_length: int = 50
@@ -88,10 +89,10 @@ def facts(clicks: Clicks, share: NDArray[np.float64]) -> NDArray[np.float32]:
     first = np.full(n, end, np.int64)
     np.minimum.at(first, clicks.item, clicks.time_ms)
     plain = np.bincount(clicks.item, minlength=n) / len(clicks)
-    age_days = (end - clicks.time_ms) / DAY_MS
+    age_days = (end - clicks.time_ms).astype(np.float64) / DAY_MS
     span = max(float(age_days.max()), 1e-9)
     late = np.bincount(clicks.item, np.exp(-age_days / (span / 20)), n)
-    late /= late.sum()
+    late = late / late.sum()
     smooth = 1.0 / len(clicks)
     order = np.lexsort((np.arange(len(clicks)), clicks.item, clicks.session))
     session, item = clicks.session[order], clicks.item[order]
@@ -153,16 +154,16 @@ def _transitions(clicks: Clicks, items: int, settings: SourceSettings) -> Arrays
     return best_of_rows(total, settings.transitions_max, "transition", normalized=True)
 
 
-def best_of_rows(matrix: object, limit: int, name: str, *, normalized: bool = False) -> Arrays:
+def best_of_rows(matrix: Any, limit: int, name: str, *, normalized: bool = False) -> Arrays:
     """The ``limit`` largest entries of each row of a CSR matrix, largest first, as offsets, items and weights."""
-    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))  # type: ignore[attr-defined]
-    columns, values = matrix.indices.astype(np.int64), matrix.data.astype(np.float64)  # type: ignore[attr-defined]
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    columns, values = matrix.indices.astype(np.int64), matrix.data.astype(np.float64)
     if normalized:
-        values = values / np.maximum(np.bincount(rows, values, matrix.shape[0]), 1e-30)[rows]  # type: ignore[attr-defined]
+        values = values / np.maximum(np.bincount(rows, values, matrix.shape[0]), 1e-30)[rows]
     order = np.lexsort((columns, -values, rows))
     order = order[places(rows[order]) < limit]
     return {
-        f"{name}_offsets": offsets(rows[order], matrix.shape[0]),  # type: ignore[attr-defined]
+        f"{name}_offsets": offsets(rows[order], matrix.shape[0]),
         f"{name}_items": columns[order].astype(np.int32),
         f"{name}_weights": values[order].astype(np.float32),
     }
