@@ -51,32 +51,37 @@ _UNRANKED = 200.0  # the rank of an item that a source does not name
 def _name(count: int, excluded: int, index: Index, scratch: Scratch) -> None:
     """Write each source's rank of every touched item, -1 where it does not name it."""
     limit = int(index.settings[LIST])
+    touched, scores, ranks, slots = scratch.touched, scratch.scores, scratch.ranks, scratch.slots
+    list_scores, list_items = scratch.list_scores, scratch.list_items
     for t in range(count):
-        scratch.ranks[t, :] = -1
+        for source in range(_S):
+            ranks[t, source] = -1
     for source in range(_S):
         size = 0
         for t in range(count):
-            item = scratch.touched[t]
-            score = scratch.scores[item, source]
-            if score > 0.0 and item != excluded:
-                size = offer(scratch.list_scores, scratch.list_items, limit, size, score, item)
-        best_first(scratch.list_scores, scratch.list_items, size)
+            item = touched[t]
+            score = scores[item, source]
+            if score > 0.0 and item != excluded and (size < limit or score >= list_scores[0]):
+                size = offer(list_scores, list_items, limit, size, score, item)
+        best_first(list_scores, list_items, size)
         for rank in range(size):
-            scratch.ranks[scratch.slots[scratch.list_items[rank]], source] = rank
+            ranks[slots[list_items[rank]], source] = rank
 
 
 @njit(cache=True, nogil=True)
 def _cut(count: int, index: Index, scratch: Scratch) -> int:
     """The candidates in ``list_items``, best first by the sum over ranks; how many there are."""
     limit, size = int(index.settings[CUT]), 0
+    touched, ranks = scratch.touched, scratch.ranks
+    list_scores, list_items = scratch.list_scores, scratch.list_items
     for t in range(count):
         total = np.float32(0.0)
         for source in range(_S):
-            if scratch.ranks[t, source] >= 0:
-                total += np.float32(1.0) / (scratch.ranks[t, source] + np.float32(3.0))
-        if total > 0.0:
-            size = offer(scratch.list_scores, scratch.list_items, limit, size, float(total), scratch.touched[t])
-    best_first(scratch.list_scores, scratch.list_items, size)
+            if ranks[t, source] >= 0:
+                total += np.float32(1.0) / (ranks[t, source] + np.float32(3.0))
+        if total > 0.0 and (size < limit or total >= list_scores[0]):
+            size = offer(list_scores, list_items, limit, size, float(total), touched[t])
+    best_first(list_scores, list_items, size)
     return size
 
 
@@ -84,58 +89,60 @@ def _cut(count: int, index: Index, scratch: Scratch) -> int:
 def _describe(length: int, found: int, size: int, index: Index, scratch: Scratch, x: Doubles) -> None:
     """Write the features of the candidates, see :data:`FEATURES`, one row each."""
     tops, sums = np.zeros(_S, np.float32), np.float32(0.0)
+    scores, ranks, slots, raw, facts = scratch.scores, scratch.ranks, scratch.slots, scratch.raw, index.facts
+    list_scores, list_items, popularity = scratch.list_scores, scratch.list_items, index.popularity
     for t in range(size):
-        item = scratch.list_items[t]
-        sums += scratch.scores[item, 0]
+        item = list_items[t]
+        sums += scores[item, 0]
         for source in range(_S):
-            tops[source] = max(tops[source], scratch.scores[item, source])
-    current = scratch.raw[0] if length else -1
+            tops[source] = max(tops[source], scores[item, source])
+    current = raw[0] if length else -1
     current_times, certainty = 0, np.float32(0.0)
     for age in range(length):
-        current_times += scratch.raw[age] == current
+        current_times += raw[age] == current
     for t in range(size):
-        certainty = max(certainty, scratch.scores[scratch.list_items[t], DIRECT])
+        certainty = max(certainty, scores[list_items[t], DIRECT])
     followed, followed_two = np.float32(scratch.counts[0]), np.float32(scratch.counts[1])
     for t in range(size):
-        item, row = scratch.list_items[t], x[t]
+        item = list_items[t]
         at, best, names = 2 * _S, _UNRANKED, 0
         for source in range(_S):
-            score, rank = scratch.scores[item, source], scratch.ranks[scratch.slots[item], source]
-            row[source] = score / tops[source] if tops[source] > 0.0 else np.float32(0.0)
-            row[_S + source] = rank if rank >= 0 else _UNRANKED
+            score, rank = scores[item, source], ranks[slots[item], source]
+            x[t, source] = score / tops[source] if tops[source] > 0.0 else np.float32(0.0)
+            x[t, _S + source] = rank if rank >= 0 else _UNRANKED
             if rank >= 0:
                 best = min(best, rank)
                 names += 1
-        row[at] = scratch.list_scores[t]
-        row[at + 1] = best
-        row[at + 2] = t
-        row[at + 3] = names
+        x[t, at] = list_scores[t]
+        x[t, at + 1] = best
+        x[t, at + 2] = t
+        x[t, at + 3] = names
         at += 4
-        direct = scratch.scores[item, DIRECT] / followed if followed > 0.0 else np.float32(np.nan)
-        row[at] = direct
-        row[at + 1] = scratch.scores[item, BIGRAM] / followed_two if followed_two > 0.0 else np.float32(np.nan)
-        row[at + 2] = min(followed_two, np.float32(30.0))
-        row[at + 3] = scratch.scores[item, VOTERS]
-        row[at + 4] = direct / index.popularity[item]
+        direct = scores[item, DIRECT] / followed if followed > 0.0 else np.float32(np.nan)
+        x[t, at] = direct
+        x[t, at + 1] = scores[item, BIGRAM] / followed_two if followed_two > 0.0 else np.float32(np.nan)
+        x[t, at + 2] = min(followed_two, np.float32(30.0))
+        x[t, at + 3] = scores[item, VOTERS]
+        x[t, at + 4] = direct / popularity[item]
         at += 5
         last, times = -1, 0
         for age in range(length):
-            if scratch.raw[age] == item:
+            if raw[age] == item:
                 times += 1
                 last = age if last < 0 else last
-        row[at] = last if last >= 0 else np.nan
-        row[at + 1] = times
-        row[at + 2] = length
-        row[at + 3] = length - found
-        row[at + 4] = current_times
-        row[at + 5] = certainty / followed if followed > 0.0 else np.float32(np.nan)
+        x[t, at] = last if last >= 0 else np.nan
+        x[t, at + 1] = times
+        x[t, at + 2] = length
+        x[t, at + 3] = length - found
+        x[t, at + 4] = current_times
+        x[t, at + 5] = certainty / followed if followed > 0.0 else np.float32(np.nan)
         at += 6
         for fact in range(_F):
-            row[at + fact] = index.facts[item, fact]
+            x[t, at + fact] = facts[item, fact]
         at += _F
-        row[at] = index.facts[current, 0] if current >= 0 else np.float32(np.nan)
-        row[at + 1] = index.facts[current, 3] if current >= 0 else np.float32(np.nan)
-        row[at + 2] = scratch.scores[item, 0] / sums if sums > 0.0 else np.float32(0.0)
+        x[t, at] = facts[current, 0] if current >= 0 else np.float32(np.nan)
+        x[t, at + 1] = facts[current, 3] if current >= 0 else np.float32(np.nan)
+        x[t, at + 2] = scores[item, 0] / sums if sums > 0.0 else np.float32(0.0)
 
 
 @njit(cache=True, nogil=True)
@@ -148,11 +155,12 @@ def _excluded(length: int, index: Index, scratch: Scratch) -> int:
 @njit(cache=True, nogil=True)
 def _leave(count: int, scratch: Scratch) -> None:
     """Work space as it was found."""
+    touched, slots, scores = scratch.touched, scratch.slots, scratch.scores
     for t in range(count):
-        item = scratch.touched[t]
-        scratch.slots[item] = -1
+        item = touched[t]
+        slots[item] = -1
         for column in range(COLUMNS):
-            scratch.scores[item, column] = 0.0
+            scores[item, column] = 0.0
 
 
 @njit(cache=True, nogil=True)

@@ -121,17 +121,11 @@ def known_items(hashes: Hashes, index: Index, scratch: Scratch) -> tuple[int, in
 
 
 @njit(cache=True, nogil=True)
-def _touch(item: int, count: int, scratch: Scratch) -> int:
-    if scratch.slots[item] < 0:
-        scratch.slots[item] = count
-        scratch.touched[count] = item
-        return count + 1
-    return count
-
-
-@njit(cache=True, nogil=True)
 def _match(found: int, index: Index, scratch: Scratch) -> int:
     """Add up, by variant, the overlap of every session that shares an item with the query; how many there are."""
+    # Arrays are taken out of their tuples before the loops: numba would count references to them in each round.
+    posting_sessions, posting_places = index.posting_sessions, index.posting_places
+    overlap, sessions, places = scratch.overlap, scratch.sessions, scratch.places
     count = 0
     weights = np.empty(VARIANTS, np.float32)
     for j in range(found):
@@ -140,36 +134,55 @@ def _match(found: int, index: Index, scratch: Scratch) -> int:
             decay = np.exp(-index.variants[v, QUERY_DECAY] * scratch.ages[j])
             weights[v] = max(np.float32(decay) * index.rarity[item], _TINY)
         for p in range(index.posting_offsets[item], index.posting_offsets[item + 1]):
-            session = index.posting_sessions[p]
-            if scratch.overlap[session, 0] == 0.0:
-                scratch.sessions[count] = session
+            session = posting_sessions[p]
+            if overlap[session, 0] == 0.0:
+                sessions[count] = session
                 count += 1
                 # The newest shared item comes first: what followed it in that session is what may come next here.
-                scratch.places[session] = index.posting_places[p]
+                places[session] = posting_places[p]
             for v in range(VARIANTS):
-                scratch.overlap[session, v] += weights[v]
+                overlap[session, v] += weights[v]
     return count
 
 
 @njit(cache=True, nogil=True)
-def _vote(variant: int, matched: int, count: int, index: Index, scratch: Scratch) -> int:
-    """Let a variant's nearest sessions add their items to the scores; how many items are touched in all."""
+def _nearest(variant: int, matched: int, index: Index, scratch: Scratch) -> int:
+    """A variant's nearest sessions in ``voters`` with their ``votes``; how many there are."""
+    overlap, recency, sessions = scratch.overlap, index.recency, scratch.sessions
+    votes, voters = scratch.votes, scratch.voters
     limit, near = int(index.variants[variant, NEAREST]), 0
+    if matched <= limit:
+        for t in range(matched):
+            voters[t] = sessions[t]
+            votes[t] = overlap[sessions[t], variant] * recency[sessions[t], variant]
+        return matched
     for t in range(matched):
-        session = scratch.sessions[t]
-        vote = scratch.overlap[session, variant] * index.recency[session, variant]
-        near = offer(scratch.votes, scratch.voters, limit, near, vote, session)
+        session = sessions[t]
+        vote = overlap[session, variant] * recency[session, variant]
+        if near < limit or vote >= votes[0]:
+            near = offer(votes, voters, limit, near, vote, session)
+    return near
+
+
+@njit(cache=True, nogil=True)
+def _vote(variant: int, near: int, count: int, index: Index, scratch: Scratch) -> int:
+    """Let a variant's nearest sessions add their items to the scores; how many items are touched in all."""
+    sequence, offsets, weights = index.sequence, index.session_offsets, index.place_weights
+    scores, slots, touched, rarity = scratch.scores, scratch.slots, scratch.touched, index.rarity
+    one = np.float32(1.0 / index.variants[variant, NEAREST])
     for t in range(near):
         session, vote = scratch.voters[t], scratch.votes[t]
-        start, end = index.session_offsets[session], index.session_offsets[session + 1] - 1
+        start, end = offsets[session], offsets[session + 1] - 1
         shared = start + scratch.places[session]
         for p in range(max(start, shared - REACH), min(end, shared + REACH + 1)):
-            item = index.sequence[p]
-            count = _touch(item, count, scratch)
-            weight = index.place_weights[variant, p - shared + REACH]
-            scratch.scores[item, variant] += max(weight * vote * index.rarity[item], _TINY)
+            item = sequence[p]
+            if slots[item] < 0:
+                slots[item] = count
+                touched[count] = item
+                count += 1
+            scores[item, variant] += max(weights[variant, p - shared + REACH] * vote * rarity[item], _TINY)
             if variant == 0 and p > shared:
-                scratch.scores[item, VOTERS] += np.float32(1.0) / limit
+                scores[item, VOTERS] += one
     return count
 
 
@@ -177,13 +190,17 @@ def _vote(variant: int, matched: int, count: int, index: Index, scratch: Scratch
 def _lists(found: int, column: int, decay: float, offsets: Longs, items: Ints, weights: Floats, count: int,
            scratch: Scratch) -> int:  # fmt: skip
     """Add what stands in the lists of the query's items, decayed by age; how many items are touched in all."""
+    scores, slots, touched = scratch.scores, scratch.slots, scratch.touched
     for j in range(found):
         item = scratch.query[j]
         factor = np.float32(np.exp(-decay * scratch.ages[j]))
         for p in range(offsets[item], offsets[item + 1]):
             other = items[p]
-            count = _touch(other, count, scratch)
-            scratch.scores[other, column] += factor * weights[p]
+            if slots[other] < 0:
+                slots[other] = count
+                touched[count] = other
+                count += 1
+            scores[other, column] += factor * weights[p]
     return count
 
 
@@ -193,25 +210,32 @@ def _endings(length: int, count: int, index: Index, scratch: Scratch) -> int:
 
     Writes ``counts``: occurrences, and those with the same item before. Returns how many items are touched in all.
     """
+    sequence, places, raw = index.sequence, index.next_places, scratch.raw
+    scores, slots, touched = scratch.scores, scratch.slots, scratch.touched
     scratch.counts[:] = 0.0
-    item = scratch.raw[0]
+    item = raw[0]
     if length == 0 or item < 0:
         return count
-    reach = min(length, int(index.settings[MATCH_MAX]))
+    reach, base = min(length, int(index.settings[MATCH_MAX])), np.float32(index.settings[MATCH_BASE])
+    one, twice = np.float32(1.0), 0
     for p in range(index.next_offsets[item], index.next_offsets[item + 1]):
-        at = index.next_places[p]
-        match, score = 1, np.float32(1.0)
-        while match < reach and index.sequence[at - match] == scratch.raw[match]:
+        at = places[p]
+        match, score = 1, one
+        while match < reach and sequence[at - match] == raw[match]:
             match += 1
-            score *= np.float32(index.settings[MATCH_BASE])
-        following = index.sequence[at + 1]
-        count = _touch(following, count, scratch)
-        scratch.scores[following, ENDINGS] += score
-        scratch.scores[following, DIRECT] += np.float32(1.0)
-        scratch.counts[0] += 1.0
+            score *= base
+        following = sequence[at + 1]
+        if slots[following] < 0:
+            slots[following] = count
+            touched[count] = following
+            count += 1
+        scores[following, ENDINGS] += score
+        scores[following, DIRECT] += one
         if match > 1:
-            scratch.scores[following, BIGRAM] += np.float32(1.0)
-            scratch.counts[1] += 1.0
+            scores[following, BIGRAM] += one
+            twice += 1
+    scratch.counts[0] = index.next_offsets[item + 1] - index.next_offsets[item]
+    scratch.counts[1] = twice
     return count
 
 
@@ -221,9 +245,11 @@ def ask(length: int, found: int, index: Index, scratch: Scratch) -> int:
     matched = _match(found, index, scratch)
     count = 0
     for variant in range(VARIANTS):
-        count = _vote(variant, matched, count, index, scratch)
+        count = _vote(variant, _nearest(variant, matched, index, scratch), count, index, scratch)
+    overlap, sessions = scratch.overlap, scratch.sessions
     for t in range(matched):
-        scratch.overlap[scratch.sessions[t]] = 0.0
+        for variant in range(VARIANTS):
+            overlap[sessions[t], variant] = 0.0
     count = _lists(found, LINEAR, index.settings[LINEAR_DECAY], index.linear_offsets, index.linear_items,
                    index.linear_weights, count, scratch)  # fmt: skip
     count = _lists(found, TRANSITIONS, index.settings[TRANSITION_DECAY], index.transition_offsets,

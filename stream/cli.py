@@ -365,6 +365,26 @@ def repartition(
     module.run(settings, _schema(settings), source, target, kind=kind, partitions=partitions)
 
 
+backtest = typer.Typer(help="Train on one file and answer another as a worker would.", no_args_is_help=True)
+app.add_typer(backtest, name="backtest")
+
+
+@backtest.command()
+def recommend(
+    train: Annotated[Path, typer.Option(help="Clicks to train on: Parquet, CSV or TSV")],
+    test: Annotated[Path, typer.Option(help="Clicks to answer, one by one")],
+    out: Annotated[Path, typer.Option(help="Parquet to write: session_id, position, items")],
+    config: Config = None,
+    schema: SchemaFiles = None,
+    k: Annotated[int, typer.Option(min=1, max=1000, help="Items in a list")] = 20,
+    report: Annotated[Path | None, typer.Option(help="Directory for report.json and report.md")] = None,
+    seed: Seed = None,
+) -> None:
+    """Record the list after every click, and how often the next click was in it."""
+    settings = _load(config, schema=schema, trainer__seed=seed)
+    import_module("stream.backtest").run(settings, _schema(settings), train, test, k, out, report)
+
+
 def main() -> None:
     """The console script."""
     app()
