@@ -8,6 +8,7 @@ has Redis: what is recorded is what a worker would publish.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from features.errors import HistoryError
 from features.messages import Recommendation
 from features.recommender import Recommender
 from features.schema import Schema
+from features.warm import warm
 from stream.lane import Tally
 from stream.models import Served
 from stream.progress import progress_bar, stage_bars
@@ -31,6 +33,7 @@ from stream.settings import Settings
 from stream.timeline import Message, build_timeline
 from trainer.clicks import places
 from trainer.history import read_clicks
+from trainer.ranker import RankerSettings
 from trainer.ranking import Asked, accuracy, breadth, by_length
 from trainer.recommender import RecommenderSettings, fit_recommender
 
@@ -86,6 +89,7 @@ class _Replay:
         self._lane = RecommendLane(self._settings)
         self._lane.resume(0, {})
         self._models = Served("backtest", None, model)
+        warm()
         self._models.warm()
         self._state: dict[bytes, bytes] = {}
         self._cycle = 0
@@ -242,11 +246,13 @@ def run(settings: Settings, schema: Schema, train: Path, test: Path, k: int, out
     """
     past, clicks = read_clicks(train, schema.clicks), read_clicks(test, schema.clicks)
     began = time.perf_counter()
-    fit = RecommenderSettings()
+    # One core is left to others, as in `headrace train`.
+    ranker = RankerSettings(seed=settings.trainer.seed, queries_max=settings.trainer.ranker_queries,
+                            threads=max(1, (os.cpu_count() or 1) - 1))  # fmt: skip
     with stage_bars() as advance:
         fitted = fit_recommender(
             past,
-            replace(fit, ranker=replace(fit.ranker, seed=settings.trainer.seed)),
+            RecommenderSettings(ranker=ranker),
             lambda done, total: advance("training", done, total),
         )
     training_s = time.perf_counter() - began

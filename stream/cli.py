@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 _CONFIG = Path("headrace.toml")
 _STATE = Path(".headrace")
-_DEMO_EVERY_S = 8.0  # so that half a minute shows three versions
+# So that half a minute shows three versions.
+_DEMO = {"trainer.every_s": 8.0, "trainer.ranker_queries": 1000, "worker.metrics_port": 0}
 
 
 class _Group(TyperGroup):
@@ -163,7 +164,7 @@ def up(
         "trainer__seed": seed,
         "worker__metrics_port": metrics_port,
     }
-    settings = _load(config, {"trainer.every_s": _DEMO_EVERY_S, "worker.metrics_port": 0}, **flags)
+    settings = _load(config, _DEMO, **flags)
     file, overrides = _sources(config, flags)
     named = named_settings(file, os.environ, overrides)
     from stream import up as module

@@ -13,8 +13,8 @@ import pytest
 
 from features.errors import ArtifactCorrupt, ArtifactError, ArtifactMismatch, ArtifactMissing
 from features.scoring import FraudModel
-from tests.test_fraud import FEATURES, SMALL, history
 from tests.sessions import QUICK, checkerboard
+from tests.test_fraud import FEATURES, SMALL, history
 from trainer import artifacts, durable, manifest
 from trainer.artifacts import Draft, check_golden, current_version, load, load_current, publish, verify_in_child
 from trainer.fraud import fit_fraud

@@ -31,15 +31,17 @@ class RankerSettings:
     """How the ranker is fitted.
 
     ``blocks`` of ``block_share`` of the clicks each are asked about, ``queries_max`` in all; with fewer than
-    ``queries_min`` there is no ranker. ``unseen_share`` of the newest block is kept for measuring.
+    ``queries_min`` lists there is no ranker. It has ``trees``, or one for ``lists_per_tree`` lists where these are
+    few. ``unseen_share`` of the newest block is kept for measuring.
     """
 
-    blocks: int = 4
+    blocks: int = 3
     block_share: float = 0.1
-    queries_max: int = 160_000
+    queries_max: int = 60_000
     queries_min: int = 200
     unseen_share: float = 0.1
-    trees: int = 200
+    trees: int = 150
+    lists_per_tree: int = 50
     leaves: int = 63
     rate: float = 0.07
     rows_in_leaf: int = 300
@@ -124,7 +126,7 @@ def fit_ranker(clicks: Clicks, sources: SourceSettings, settings: RankerSettings
     size, steps = int(len(timed) * settings.block_share), 10 * settings.blocks + settings.trees
     parts: list[Rows] = []
     ranked = Ranked("")
-    for number in range(settings.blocks):
+    for number in range(settings.blocks if settings.queries_max else 0):
         end = len(timed) - number * size
         earlier, asked = block(timed, first, end - size, end)
         if not (len(earlier) and len(asked)):
@@ -138,7 +140,9 @@ def fit_ranker(clicks: Clicks, sources: SourceSettings, settings: RankerSettings
     if sum(len(rows.sizes) for rows in parts) >= settings.queries_min:
         rows = Rows(*(np.concatenate([getattr(p, name) for p in parts]) for name in Rows.__slots__))
         parts.clear()
-        ranked = replace(ranked, text=_boost(rows, settings, lambda n: progress(steps - settings.trees + n, steps)))
+        trees = min(settings.trees, max(10, len(rows.sizes) // settings.lists_per_tree))
+        text = _boost(rows, settings, trees, lambda n: progress(steps - settings.trees * (trees - n) // trees, steps))
+        ranked = replace(ranked, text=text)
     progress(steps, steps)
     return ranked
 
@@ -150,16 +154,17 @@ def _held_out(clicks: Clicks, share: float) -> tuple[Clicks, Clicks]:
     return clicks.take(~newest), clicks.take(newest)
 
 
-def _boost(rows: Rows, settings: RankerSettings, progress: Callable[[int], None]) -> str:
+def _boost(rows: Rows, settings: RankerSettings, trees: int, progress: Callable[[int], None]) -> str:
     parameters: dict[str, Any] = {
         "objective": "lambdarank", "lambdarank_truncation_level": 20, "learning_rate": settings.rate,
-        "num_leaves": settings.leaves, "min_data_in_leaf": settings.rows_in_leaf, "feature_fraction": 0.6,
+        "num_leaves": settings.leaves,
+        "min_data_in_leaf": min(settings.rows_in_leaf, max(20, len(rows.label) // 2000)), "feature_fraction": 0.6,
         "bagging_fraction": 0.7, "bagging_freq": 1, "lambda_l2": 5.0, "max_bin": 127, "seed": settings.seed,
         "num_threads": settings.threads, "deterministic": True, "force_row_wise": True, "verbosity": -1,
     }  # fmt: skip
     data = lgb.Dataset(rows.x, rows.label, group=rows.sizes, feature_name=list(FEATURES), params=parameters)
     data.construct()
     rows.x = np.zeros((0, WIDTH), np.float32)
-    booster = lgb.train(parameters, data, settings.trees, callbacks=[lambda env: progress(env.iteration + 1)])
+    booster = lgb.train(parameters, data, trees, callbacks=[lambda env: progress(env.iteration + 1)])
     text: str = booster.model_to_string()
     return text
