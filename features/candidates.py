@@ -18,8 +18,10 @@ from features.sources import (
     CUT,
     DIRECT,
     EXCLUDE_CURRENT,
+    LINEAR,
     LIST,
     SOURCES,
+    TRANSITIONS,
     VOTERS,
     Doubles,
     Hashes,
@@ -32,16 +34,18 @@ from features.sources import (
 from features.toplist import Floats, Ints, best_first, offer
 
 _S = len(SOURCES)
-FACTS = ("popularity", "trend", "age_days", "revisited")  # of an item, columns of ``Index.facts``
+FACTS = ("popularity", "trend", "age_days", "revisited", "idle_days")  # of an item, columns of ``Index.facts``
 _F = len(FACTS)
 FEATURES = (
     *(f"share_{name}" for name in SOURCES),
     *(f"rank_{name}" for name in SOURCES),
+    *(f"part_{name}" for name in SOURCES),
+    "linear", "transitions",
     "rank_sum", "rank_best", "rank_union", "sources",
     "direct", "bigram", "bigram_support", "voters", "lift",
     "last_seen", "times_seen", "session_length", "session_repeats", "current_times", "certainty",
     *(f"item_{name}" for name in FACTS),
-    "current_popularity", "current_revisited", "history_share",
+    "current_popularity", "current_revisited",
 )  # fmt: skip
 WIDTH = len(FEATURES)
 _UNRANKED = 200.0  # the rank of an item that a source does not name
@@ -88,13 +92,13 @@ def _cut(count: int, index: Index, scratch: Scratch) -> int:
 @njit(cache=True, nogil=True)
 def _describe(length: int, found: int, size: int, index: Index, scratch: Scratch, x: Doubles) -> None:
     """Write the features of the candidates, see :data:`FEATURES`, one row each."""
-    tops, sums = np.zeros(_S, np.float32), np.float32(0.0)
+    tops, sums = np.zeros(_S, np.float32), np.zeros(_S, np.float32)
     scores, ranks, slots, raw, facts = scratch.scores, scratch.ranks, scratch.slots, scratch.raw, index.facts
     list_scores, list_items, popularity = scratch.list_scores, scratch.list_items, index.popularity
     for t in range(size):
         item = list_items[t]
-        sums += scores[item, 0]
         for source in range(_S):
+            sums[source] += scores[item, source]
             tops[source] = max(tops[source], scores[item, source])
     current = raw[0] if length else -1
     current_times, certainty = 0, np.float32(0.0)
@@ -105,14 +109,18 @@ def _describe(length: int, found: int, size: int, index: Index, scratch: Scratch
     followed, followed_two = np.float32(scratch.counts[0]), np.float32(scratch.counts[1])
     for t in range(size):
         item = list_items[t]
-        at, best, names = 2 * _S, _UNRANKED, 0
+        at, best, names = 3 * _S, _UNRANKED, 0
         for source in range(_S):
             score, rank = scores[item, source], ranks[slots[item], source]
             x[t, source] = score / tops[source] if tops[source] > 0.0 else np.float32(0.0)
             x[t, _S + source] = rank if rank >= 0 else _UNRANKED
+            x[t, 2 * _S + source] = score / sums[source] if sums[source] > 0.0 else np.float32(0.0)
             if rank >= 0:
                 best = min(best, rank)
                 names += 1
+        x[t, at] = scores[item, LINEAR]
+        x[t, at + 1] = scores[item, TRANSITIONS]
+        at += 2
         x[t, at] = list_scores[t]
         x[t, at + 1] = best
         x[t, at + 2] = t
@@ -142,7 +150,6 @@ def _describe(length: int, found: int, size: int, index: Index, scratch: Scratch
         at += _F
         x[t, at] = facts[current, 0] if current >= 0 else np.float32(np.nan)
         x[t, at + 1] = facts[current, 3] if current >= 0 else np.float32(np.nan)
-        x[t, at + 2] = scores[item, 0] / sums if sums > 0.0 else np.float32(0.0)
 
 
 @njit(cache=True, nogil=True)

@@ -69,7 +69,7 @@ class Recommender:
         How telling an item is (a power of the inverse document frequency), positive.
     popularity : float32[n]
         Time-decayed share of clicks over that of item 0, descending from 1.
-    facts : float32[n, 4]
+    facts : float32[n, 5]
         What the ranker knows of an item, see :data:`features.candidates.FACTS`.
     posting_offsets, posting_sessions, posting_places : int64[n + 1], int32[p], int32[p]
         Per item the sessions that hold it, newest first, and the place of its last occurrence there.

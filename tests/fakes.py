@@ -234,6 +234,7 @@ class World:
         self.log = Log(partitions)
         self.hashes: dict[str, dict[int, dict[bytes, bytes]]] = {"fraud": {}, "recommend": {}}
         self.outputs: dict[Target, list[Message]] = defaultdict(list)
+        self.recommender: Any = FakeRecommender()
 
     def worker(self, *, in_flight: int = 4, cache: int = 1000, refresh_ms: int = 0, shift: float = 0.0,
                lease_s: float = 60.0) -> FakeWorker:  # fmt: skip
@@ -268,7 +269,7 @@ class FakeWorker:
         self.stores = {lane.name: MemoryStore(world.hashes[lane.name], lane.name) for lane in lanes}
         stations = [Station(lane, self.stores[lane.name], {}) for lane in lanes]  # type: ignore[arg-type]
         self.publisher = MemoryPublisher(world.outputs)
-        current = SimpleNamespace(version="000001", fraud=FakeFraud(shift), recommender=FakeRecommender())
+        current = SimpleNamespace(version="000001", fraud=FakeFraud(shift), recommender=world.recommender)
         models = SimpleNamespace(current=current)
         self.pipeline = Pipeline(stations, self.publisher, MemoryTails(world.outputs), models,  # type: ignore[arg-type]
                                  Metrics(), SCHEMA.hash, in_flight, lease_s)  # fmt: skip

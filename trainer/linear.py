@@ -31,13 +31,15 @@ class LinearSettings:
     """How the linear model is fitted.
 
     Pairs of clicks within ``reach`` of each other count; ``source_decay`` and ``target_decay`` are per click of
-    distance from the moment between what came before and what comes later. Each column is solved over ``around``
+    distance from the moment between what came before and what comes later, and ``backward`` is the weight of a pair in
+    the other order. Each column is solved over ``around``
     items with ``ridge`` as penalty, and each item keeps its ``weights_max`` largest weights.
     """
 
     reach: int = 5
     source_decay: float = 1.0
-    target_decay: float = 0.25
+    target_decay: float = 0.5
+    backward: float = 0.5
     query_decay: float = 1.0
     ridge: float = 20.0
     around: int = 100
@@ -116,7 +118,7 @@ def _pulls(clicks: Clicks, items: int, settings: LinearSettings) -> Any:
         weight = float(np.sum(np.exp(-settings.source_decay * ages - settings.target_decay * (gap - 1 - ages))))
         before, after = clicks.item[:-gap][same], clicks.item[gap:][same]
         total = total + coo_matrix((np.full(len(before), weight), (after, before)), (items, items)).tocsr()
-    return total
+    return (total + settings.backward * total.T).tocsr()
 
 
 def fit_linear(clicks: Clicks, items: int, settings: LinearSettings) -> Arrays:

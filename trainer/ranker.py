@@ -40,10 +40,10 @@ class RankerSettings:
     queries_max: int = 60_000
     queries_min: int = 200
     unseen_share: float = 0.1
-    trees: int = 150
+    trees: int = 120
     lists_per_tree: int = 50
     leaves: int = 63
-    rate: float = 0.07
+    rate: float = 0.1
     rows_in_leaf: int = 300
     seed: int = 1
     threads: int = 2
@@ -156,10 +156,10 @@ def _held_out(clicks: Clicks, share: float) -> tuple[Clicks, Clicks]:
 
 def _boost(rows: Rows, settings: RankerSettings, trees: int, progress: Callable[[int], None]) -> str:
     parameters: dict[str, Any] = {
-        "objective": "lambdarank", "lambdarank_truncation_level": 20, "learning_rate": settings.rate,
+        "objective": "lambdarank", "lambdarank_truncation_level": 40, "learning_rate": settings.rate,
         "num_leaves": settings.leaves,
         "min_data_in_leaf": min(settings.rows_in_leaf, max(20, len(rows.label) // 2000)), "feature_fraction": 0.6,
-        "bagging_fraction": 0.7, "bagging_freq": 1, "lambda_l2": 5.0, "max_bin": 127, "seed": settings.seed,
+        "bagging_fraction": 0.7, "bagging_freq": 1, "lambda_l2": 5.0, "max_bin": 63, "seed": settings.seed,
         "num_threads": settings.threads, "deterministic": True, "force_row_wise": True, "verbosity": -1,
     }  # fmt: skip
     data = lgb.Dataset(rows.x, rows.label, group=rows.sizes, feature_name=list(FEATURES), params=parameters)

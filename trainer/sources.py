@@ -84,10 +84,11 @@ def repeat_share(clicks: Clicks) -> float:
 
 
 def facts(clicks: Clicks, share: NDArray[np.float64]) -> NDArray[np.float32]:
-    """What the ranker knows of each item, see :data:`features.candidates.FACTS`; float32[n, 4]."""
+    """What the ranker knows of each item, see :data:`features.candidates.FACTS`; float32[n, 5]."""
     n, end = len(clicks.ids), int(clicks.time_ms.max())
-    first = np.full(n, end, np.int64)
+    first, last = np.full(n, end, np.int64), np.zeros(n, np.int64)
     np.minimum.at(first, clicks.item, clicks.time_ms)
+    np.maximum.at(last, clicks.item, clicks.time_ms)
     plain = np.bincount(clicks.item, minlength=n) / len(clicks)
     age_days = (end - clicks.time_ms).astype(np.float64) / DAY_MS
     span = max(float(age_days.max()), 1e-9)
@@ -99,7 +100,8 @@ def facts(clicks: Clicks, share: NDArray[np.float64]) -> NDArray[np.float32]:
     again = np.zeros(len(order), bool)
     again[1:] = (session[1:] == session[:-1]) & (item[1:] == item[:-1])
     revisited = np.bincount(item, again, n) / np.maximum(np.bincount(item, minlength=n), 1)
-    columns = (np.log(share + smooth), np.log((late + smooth) / (plain + smooth)), (end - first) / DAY_MS, revisited)
+    columns = (np.log(share + smooth), np.log((late + smooth) / (plain + smooth)), (end - first) / DAY_MS, revisited,
+               (end - np.maximum(last, first)) / DAY_MS)  # fmt: skip
     return np.stack(columns, axis=1).astype(np.float32)
 
 
