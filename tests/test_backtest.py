@@ -123,7 +123,7 @@ def test_ids_of_any_script_pass_from_file_to_list(tmp_path: Path) -> None:
     write_lists(tmp_path / "recs.parquet", table, answered)
     rows = pq.read_table(tmp_path / "recs.parquet").to_pylist()
     assert rows[0] == {"session_id": "s00000", "position": 1, "items": answered.lists[0]}
-    assert answered.lists[0][0] == "鍵" and [row["position"] for row in rows[:4]] == [1, 2, 1, 2]
+    assert rows[0]["items"][0] == "鍵" and [row["position"] for row in rows[:4]] == [1, 2, 1, 2]
 
 
 def test_clicks_out_of_order_count_as_they_arrive_and_repeated_ones_once(model: Recommender) -> None:

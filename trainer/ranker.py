@@ -37,10 +37,10 @@ class RankerSettings:
 
     blocks: int = 3
     block_share: float = 0.1
-    queries_max: int = 60_000
+    queries_max: int = 45_000
     queries_min: int = 200
     unseen_share: float = 0.1
-    trees: int = 120
+    trees: int = 100
     lists_per_tree: int = 50
     leaves: int = 63
     rate: float = 0.1
