@@ -40,10 +40,10 @@ class RankerSettings:
     queries_max: int = 45_000
     queries_min: int = 200
     unseen_share: float = 0.1
-    trees: int = 100
+    trees: int = 60
     lists_per_tree: int = 50
     leaves: int = 63
-    rate: float = 0.1
+    rate: float = 0.15
     rows_in_leaf: int = 300
     seed: int = 1
     threads: int = 2
