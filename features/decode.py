@@ -11,6 +11,7 @@ them, are decoded one by one here, and what is said here holds.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,6 +87,27 @@ class TransactionBatch:
             [self.rows[i] for i in at], self.event_id.take(at), self.time[at], self.values[at], self.categories[at],
             [ids.take(at) for ids in self.entities], self.fraud[at], self.bad, self.unknown_fields,
         )  # fmt: skip
+
+    def split(self, sizes: Sequence[int]) -> list[TransactionBatch]:
+        """The batches of consecutive records, so many each; their indices count from 0 again.
+
+        What counts records for all of them (``unknown_fields``) is with the first.
+        """
+        if len(sizes) == 1:
+            return [self]
+        batches: list[TransactionBatch] = []
+        begin, record = 0, 0
+        for size in sizes:
+            end = bisect_left(self.rows, record + size)
+            at = slice(begin, end)
+            rows = [row - record for row in self.rows[at]] if record else self.rows[at]
+            bad = [Bad(b.index - record, b.code, b.sentence) for b in self.bad if 0 <= b.index - record < size]
+            batches.append(TransactionBatch(
+                rows, self.event_id.part(at), self.time[at], self.values[at], self.categories[at],
+                [ids.part(at) for ids in self.entities], self.fraud[at], bad, 0 if batches else self.unknown_fields,
+            ))  # fmt: skip
+            begin, record = end, record + size
+        return batches
 
 
 @dataclass(slots=True)
@@ -175,16 +197,6 @@ class _Decoder:
         return times <= np.array(timestamps, np.int64) + self.limits.ahead_max_ms
 
 
-def _patched(texts: Texts, at: NDArray[np.int64], given: Sequence[str]) -> Texts:
-    """The texts with those at ``at`` replaced."""
-    if not len(at):
-        return texts
-    extra = Texts.of(given)
-    starts, ends = texts.starts.copy(), texts.ends.copy()
-    starts[at], ends[at] = extra.starts + len(texts.data), extra.ends + len(texts.data)
-    return Texts(np.concatenate([texts.data, extra.data]), starts, ends)
-
-
 class _EntityReader:
     def __init__(self, entities: Sequence[Entity]) -> None:
         self.names = tuple(dict.fromkeys(name for entity in entities for name in entity.fields))
@@ -230,12 +242,12 @@ class _EventDecoder(_Decoder):
         ids = []
         for e, names in enumerate(self._entities.combined):
             plain = spans(names[0]) if len(names) == 1 else Texts.joined([spans(n) for n in names], ID_SEPARATOR)
-            ids.append(_patched(plain, at, [all_[e] for all_ in entities]))
+            ids.append(plain.replaced(at, [all_[e].encode() for all_ in entities]))
         times = times[rows]
         times[at] = time
         batch = TransactionBatch(
             rows=rows.tolist(),
-            event_id=_patched(spans(schema.id), at, event_id),
+            event_id=spans(schema.id).replaced(at, [id_.encode() for id_ in event_id]),
             time=times,
             values=np.full((len(rows), len(schema.numeric)), np.nan),
             categories=np.full((len(rows), len(schema.categorical)), np.nan),

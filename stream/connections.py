@@ -40,7 +40,7 @@ from stream.settings import KafkaSettings, RedisSettings
 RedisClient = Redis | RedisCluster
 _CLIENT_ID = "headrace"
 _LOSS_QUIET_S = 60.0
-_PRODUCE_BATCH_BYTES = 512 * 1024  # half of a broker's default message.max.bytes, which limits a whole batch
+PRODUCE_BATCH_BYTES = 512 * 1024  # half of a broker's default message.max.bytes, which limits a whole batch
 
 
 def kafka_client_args(kafka: KafkaSettings) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def kafka_client_args(kafka: KafkaSettings) -> dict[str, Any]:
 def kafka_producer(kafka: KafkaSettings, **extra: Any) -> AIOKafkaProducer:
     """A producer whose acknowledgement means that the record is safe; to be built inside the running loop."""
     args = kafka_client_args(kafka) | {"acks": "all", "enable_idempotence": kafka.idempotence}
-    return AIOKafkaProducer(**(args | {"max_batch_size": _PRODUCE_BATCH_BYTES} | extra))
+    return AIOKafkaProducer(**(args | {"max_batch_size": PRODUCE_BATCH_BYTES} | extra))
 
 
 def kafka_consumer(kafka: KafkaSettings, *topics: str, **extra: Any) -> AIOKafkaConsumer:

@@ -24,7 +24,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from features.errors import RedisUnavailable, StateConflict
@@ -213,10 +213,11 @@ class Pipeline:
             wanted = zip(self.stations, work, strict=True)
             found = await asyncio.gather(*(self._read(station, fields) for station, (_, fields) in wanted))
         produced = await self._apart(compute, threaded=threaded)
-        outputs: dict[Target, list[Message]] = {}
+        outputs: dict[Target, Sequence[Message]] = {}
         for _, part in produced:
             for topic, messages in part.messages.items():
-                outputs.setdefault((topic, part.partition), []).extend(messages)
+                target = topic, part.partition
+                outputs[target] = [*outputs[target], *messages] if target in outputs else messages
         start = time.perf_counter()
         pending = await self._publisher.send(outputs)
         previous = self._tasks[-1] if self._tasks else None
@@ -290,7 +291,8 @@ class Pipeline:
                 outputs = {t: positions.get((t, part.partition), max(o, ends.get(t, 0))) for t, o in outputs.items()}
             new = self._signed(offsets, outputs, part.watermark, station.lane)
             heads[part.partition] = new, encode_head(new)
-            writes.append(Write(part.partition, expected, heads[part.partition][1], part.fields))
+            fields = await asyncio.wrap_future(part.fields) if isinstance(part.fields, Future) else part.fields
+            writes.append(Write(part.partition, expected, heads[part.partition][1], fields))
         if writes:
             await station.store.apply(writes)
         station.heads |= heads

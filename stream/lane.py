@@ -10,10 +10,11 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from features.decode import Bad
 from features.messages import DeadLetter
+from features.recordbatch import Columns
 from features.texts import Texts
 from features.watermark import UNMARKED, Watermark
 
@@ -54,14 +56,20 @@ Target = tuple[str, int]  # a topic and one of its partitions
 Message = tuple[bytes, bytes]  # key and value to produce
 
 
+Fields = Mapping[bytes, bytes]  # state to write, by its field in Redis
+
+
 @dataclass(slots=True)
 class Produced:
-    """What one cycle yields for one partition of a lane: messages by topic, offsets, watermark, and state to write."""
+    """What one cycle yields for one partition of a lane: messages by topic, offsets, watermark, and state to write.
+
+    ``fields`` may be on its way: answers need not wait for it, and it is written only once they are acknowledged.
+    """
 
     partition: int
     offsets: dict[str, int]
-    messages: dict[str, list[Message]] = field(default_factory=dict)
-    fields: Mapping[bytes, bytes] = field(default_factory=dict)
+    messages: Mapping[str, Sequence[Message]] = field(default_factory=dict)
+    fields: Fields | Future[Fields] = field(default_factory=dict)
     watermark: Watermark = UNMARKED
 
 
@@ -77,15 +85,18 @@ class Held:
 
 @dataclass(slots=True)
 class Answers:
-    """Messages by topic, collected; what answers a source in ``done`` (``topic source``) was emitted before."""
+    """Messages by topic, collected; what answers a source in ``done`` (``topic source``) was emitted before.
+
+    A topic has either messages that were added one by one, or one :class:`~features.recordbatch.Columns`.
+    """
 
     done: Set[str] = frozenset()
-    messages: dict[str, list[Message]] = field(default_factory=dict)
+    messages: dict[str, list[Message] | Columns] = field(default_factory=dict)
 
     def add(self, topic: str, source: str, message: Message) -> None:
         """Add a message unless it was emitted before; ``source`` (``topic:partition:offset``) is what it answers."""
         if not self.done or f"{topic} {source}" not in self.done:
-            self.messages.setdefault(topic, []).append(message)
+            cast(list[Message], self.messages.setdefault(topic, [])).append(message)
 
 
 @dataclass(slots=True)
@@ -147,17 +158,19 @@ class Lane(Protocol):
     def past(self, values: Mapping[bytes, bytes], watermark: int) -> list[bytes]: ...
 
 
-def misplaced(keys: Texts, rows: Sequence[int], partition: int, partitions: int, named: str) -> dict[int, Bad]:
+def misplaced(keys: Texts, rows: Sequence[int], lie: NDArray[np.integer], partitions: int, named: str
+              ) -> dict[int, Bad]:  # fmt: skip
     """Position in the batch and reason of each event whose key belongs to another partition.
 
-    ``rows`` are the events' indices in the fetch; ``named`` tells a key, with ``{!r}`` in its place.
+    ``rows`` are the events' indices in the fetch, ``lie`` (int[n]) the partitions where they are; ``named`` tells
+    a key, with ``{!r}`` in its place.
     """
     expected = keys.partitions(partitions)
     return {
         i: Bad(rows[i], "wrong_partition",
-               f"{named.format(keys[i])} belongs to partition {expected[i]} of {partitions}, not {partition}: the "
+               f"{named.format(keys[i])} belongs to partition {expected[i]} of {partitions}, not {lie[i]}: the "
                "producer does not use murmur2 on the key (`headrace repartition`, or set worker.accept_mispartitioned)")
-        for i in np.flatnonzero(expected != partition).tolist()
+        for i in np.flatnonzero(expected != lie).tolist()
     }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +57,12 @@ def load_served(root: Path, version: str, schema_hash: str) -> Served:
 
 
 class ModelHolder:
-    """The current models; :meth:`watch` replaces them."""
+    """The current models; :meth:`watch` replaces them.
 
-    def __init__(self, root: Path, schema_hash: str, metrics: Metrics) -> None:
+    ``meanwhile`` is done while the child process verifies the first ones; they are loaded after its verdict.
+    """
+
+    def __init__(self, root: Path, schema_hash: str, metrics: Metrics, meanwhile: Callable[[], None]) -> None:
         self._root = root
         self._schema_hash = schema_hash
         self._metrics = metrics
@@ -66,7 +70,9 @@ class ModelHolder:
         version = artifacts.current_version(root)
         if version is None:
             raise ArtifactMissing(f"no model is published in {root}; run `headrace train` or `headrace up` first")
-        artifacts.verify_in_child(root, version, schema_hash, _VERIFY_S)
+        with artifacts.Verification(root, version, schema_hash) as verification:
+            meanwhile()
+            verification.wait(_VERIFY_S)
         self.current = load_served(root, version, schema_hash)
         metrics.set_model(version)
 

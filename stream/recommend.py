@@ -213,7 +213,9 @@ class RecommendLane:
         if self._worker.accept_mispartitioned or not batch.rows:
             return {}
         keys = Texts.of([user or session for user, session in zip(batch.user_id, batch.session_id, strict=True)])
-        return misplaced(keys, batch.rows, partition, self.partitions, "key {!r} (user_id, else session_id)")
+        return misplaced(
+            keys, batch.rows, np.full(len(keys), partition), self.partitions, "key {!r} (user_id, else session_id)"
+        )
 
     @staticmethod
     def _without(batch: ClickBatch, dropped: set[int]) -> ClickBatch:

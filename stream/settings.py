@@ -61,6 +61,7 @@ def _is_topic(text: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9._-]{1,249}", text) is not None and text not in (".", "..")
 
 
+_EVENTS_EACH = 256  # of a partition in a cycle, from which on a write for each costs little
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Partitions = Annotated[int, Meta(ge=1, le=1024)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -176,6 +177,14 @@ class WorkerSettings:
     session_clicks_max: Count = 500
     sweep_every_s: Seconds = 3600.0
     session_timeout_s: Annotated[float, Meta(ge=1, le=1800)] = 10.0
+
+    def cycle_events(self, partitions: int) -> int:
+        """How many records are collected for one cycle while the one before is computed.
+
+        With a backlog in many partitions up to twice ``cycle_events_max``: each partition costs the broker and Redis a
+        write of its own, however few its records are.
+        """
+        return min(max(_EVENTS_EACH * partitions, self.cycle_events_max), 2 * self.cycle_events_max)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

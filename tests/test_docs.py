@@ -164,7 +164,7 @@ def test_the_walk_from_bytes_to_alert_takes_at_most_five_files_and_names_what_is
 
 def test_the_private_names_of_faust_that_the_page_lists_are_those_in_use() -> None:
     section = _section("docs/architecture.md", "## Faust, and why its agents are bypassed")
-    listed = section[section.index("private to Faust:") : section.index("; and of aiokafka")]
+    listed = section[section.index("private to Faust:") : section.index("and of aiokafka")]
     assert set(re.findall(r"`(\w+)`", listed)) == {name for _, name in overridden()}
 
 

@@ -29,8 +29,8 @@ _MORE_OF_TRAINER = {
 
 # The ways out of pure code, and the modules that may use them.
 _ENTRIES = {
-    "faust": {"stream/consumer.py", "stream/worker.py"},
-    "mode": {"stream/consumer.py", "stream/worker.py"},
+    "faust": {"stream/consumer.py", "stream/fetching.py", "stream/worker.py"},
+    "mode": {"stream/consumer.py", "stream/fetching.py", "stream/worker.py"},
     "redis": {"stream/roundtrip.py", "stream/connections.py", "stream/resp.py"},
     "prometheus_client": {"stream/metrics.py"},
 }
