@@ -13,13 +13,17 @@ import numpy as np
 from numba import njit
 
 from features.sources import (
+    BEFORE,
     BIGRAM,
     COLUMNS,
     CUT,
     DIRECT,
     EXCLUDE_CURRENT,
     LINEAR,
+    LINEAR_BEFORE,
+    LINEAR_NOW,
     LIST,
+    NOW,
     SOURCES,
     TRANSITIONS,
     VOTERS,
@@ -40,7 +44,7 @@ FEATURES = (
     *(f"share_{name}" for name in SOURCES),
     *(f"rank_{name}" for name in SOURCES),
     *(f"part_{name}" for name in SOURCES),
-    "linear", "transitions",
+    "linear", "linear_now", "linear_before", "transitions", "now", "before",
     "rank_sum", "rank_best", "rank_union", "sources",
     "direct", "bigram", "bigram_support", "voters", "lift",
     "last_seen", "times_seen", "session_length", "session_repeats", "current_times", "certainty",
@@ -119,8 +123,12 @@ def _describe(length: int, found: int, size: int, index: Index, scratch: Scratch
                 best = min(best, rank)
                 names += 1
         x[t, at] = scores[item, LINEAR]
-        x[t, at + 1] = scores[item, TRANSITIONS]
-        at += 2
+        x[t, at + 1] = scores[item, LINEAR_NOW]
+        x[t, at + 2] = scores[item, LINEAR_BEFORE]
+        x[t, at + 3] = scores[item, TRANSITIONS]
+        x[t, at + 4] = scores[item, NOW]
+        x[t, at + 5] = scores[item, BEFORE]
+        at += 6
         x[t, at] = list_scores[t]
         x[t, at + 1] = best
         x[t, at + 2] = t

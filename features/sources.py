@@ -27,8 +27,9 @@ CLICKS = 20  # of a session, the newest, are looked at
 VARIANTS = 3  # of nearest neighbours
 SOURCES = ("neighbours", "history", "lately", "linear", "endings", "transitions")
 LINEAR, ENDINGS, TRANSITIONS = range(VARIANTS, VARIANTS + 3)
-DIRECT, BIGRAM, VOTERS = range(len(SOURCES), len(SOURCES) + 3)  # further columns beside the sources' scores
-COLUMNS = len(SOURCES) + 3
+# Further columns beside the sources' scores; in NOW and BEFORE only the last or the last but one item speaks.
+DIRECT, BIGRAM, VOTERS, LINEAR_NOW, LINEAR_BEFORE, NOW, BEFORE = range(len(SOURCES), len(SOURCES) + 7)
+COLUMNS = len(SOURCES) + 7
 REACH = 60  # clicks of a neighbour on either side of the shared item that have a weight of their own
 NEAREST, QUERY_DECAY = range(2)  # columns of ``Index.variants``
 LINEAR_DECAY, TRANSITION_DECAY, MATCH_MAX, MATCH_BASE, LIST, CUT, EXCLUDE_CURRENT = range(7)  # of ``Index.settings``
@@ -187,9 +188,12 @@ def _vote(variant: int, near: int, count: int, index: Index, scratch: Scratch) -
 
 
 @njit(cache=True, nogil=True)
-def _lists(found: int, column: int, decay: float, offsets: Longs, items: Ints, weights: Floats, count: int,
+def _lists(found: int, column: int, alone: int, decay: float, offsets: Longs, items: Ints, weights: Floats, count: int,
            scratch: Scratch) -> int:  # fmt: skip
-    """Add what stands in the lists of the query's items, decayed by age; how many items are touched in all."""
+    """Add what stands in the lists of the query's items, decayed by age; how many items are touched in all.
+
+    What the two newest items say goes undecayed into columns ``alone`` and ``alone + 1`` as well.
+    """
     scores, slots, touched = scratch.scores, scratch.slots, scratch.touched
     for j in range(found):
         item = scratch.query[j]
@@ -201,6 +205,8 @@ def _lists(found: int, column: int, decay: float, offsets: Longs, items: Ints, w
                 touched[count] = other
                 count += 1
             scores[other, column] += factor * weights[p]
+            if j < 2:
+                scores[other, alone + j] = weights[p]
     return count
 
 
@@ -250,8 +256,8 @@ def ask(length: int, found: int, index: Index, scratch: Scratch) -> int:
     for t in range(matched):
         for variant in range(VARIANTS):
             overlap[sessions[t], variant] = 0.0
-    count = _lists(found, LINEAR, index.settings[LINEAR_DECAY], index.linear_offsets, index.linear_items,
+    count = _lists(found, LINEAR, LINEAR_NOW, index.settings[LINEAR_DECAY], index.linear_offsets, index.linear_items,
                    index.linear_weights, count, scratch)  # fmt: skip
-    count = _lists(found, TRANSITIONS, index.settings[TRANSITION_DECAY], index.transition_offsets,
+    count = _lists(found, TRANSITIONS, NOW, index.settings[TRANSITION_DECAY], index.transition_offsets,
                    index.transition_items, index.transition_weights, count, scratch)  # fmt: skip
     return _endings(length, count, index, scratch)
