@@ -35,15 +35,15 @@ class RankerSettings:
     few. ``unseen_share`` of the newest block is kept for measuring.
     """
 
-    blocks: int = 3
+    blocks: int = 2
     block_share: float = 0.1
-    queries_max: int = 45_000
+    queries_max: int = 66_000
     queries_min: int = 200
     unseen_share: float = 0.1
-    trees: int = 60
+    trees: int = 75
     lists_per_tree: int = 50
     leaves: int = 63
-    rate: float = 0.15
+    rate: float = 0.12
     rows_in_leaf: int = 300
     seed: int = 1
     threads: int = 2
