@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,8 @@ class _Replay:
         lane.fill(work, {p: {name: self._state.get(name) for name in names} for p, names in wanted.items()}, 0.0)
         found: dict[int, list[str]] = {}
         for produced in lane.compute(work, self._models, self._cycle, tally):
-            self._state.update(produced.fields)
+            fields = produced.fields
+            self._state.update(fields.result() if isinstance(fields, Future) else fields)
             for _, value in produced.messages.get(topics.recommendations, ()):
                 message = msgspec.json.decode(value, type=Recommendation)
                 place = int(message.recommendation_id.removeprefix(self._source))

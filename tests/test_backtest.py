@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,6 +166,7 @@ def _after(lane: RecommendLane, rows: list[dict[str, Any]], model: Recommender, 
         wanted = lane.wanted(work, 1, 0.0)
         lane.fill(work, {p: dict.fromkeys(names, value or None) for p, names in wanted.items()}, 0.0)
         (produced,) = lane.compute(work, models, 1, Tally())
+        assert isinstance(produced.fields, Mapping)
         value = produced.fields[b"session:s00000"]
         given.extend(msgspec.json.decode(message) for _, message in produced.messages["recommendations"])
         start += cycle_clicks
