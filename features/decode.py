@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from features.checks import clean_id, clean_numbers, parse_time_ms, reason_of
+from features.checks import Refused, check_names, clean_id, clean_numbers, parse_time_ms, reason_of
 from features.encoding import category_buckets, span_buckets
 from features.errors import BadEvent
 from features.messages import (
@@ -133,6 +133,7 @@ class _Decoder:
                  fields: Sequence[tuple[str, int, bool]]) -> None:  # fmt: skip
         self.limits = limits
         self._fields = Fields(fields)
+        self._quoted = [f'"{name}"'.encode() for name, _, _ in fields]
         self._strict: Callable[[bytes], Any] = msgspec.json.Decoder(strict).decode
         self._lenient: Callable[[bytes], Any] = msgspec.json.Decoder(lenient).decode
 
@@ -142,19 +143,26 @@ class _Decoder:
     def _message(self, value: bytes | None) -> tuple[Any, int]:
         """The message, and 1 if it has fields that nobody knows."""
         if not value:
+            if isinstance(value, Refused):
+                raise BadEvent(value.code, value.sentence)
             raise BadEvent("empty", "the record has no value")
         if len(value) > self.limits.message_bytes_max:
             limit = self.limits.message_bytes_max
             raise BadEvent("oversized", f"the record has {len(value)} bytes; at most {limit} (message_bytes_max)")
+        extra = 0
         try:
-            return self._strict(value), 0
+            message = self._strict(value)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             if "unknown field" not in str(error):
                 raise BadEvent(*reason_of(error)) from None
+            extra = 1
         try:
-            return self._lenient(value), 1
+            if extra:
+                message = self._lenient(value)
+            check_names(value, self._quoted)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadEvent(*reason_of(error)) from None
+        return message, extra
 
     def _time(self, value: str | int, latest_ms: int) -> int:
         time_ms = parse_time_ms(value)

@@ -36,6 +36,7 @@ from redis.exceptions import (
 from features.errors import RedisUnavailable, ServiceUnavailable, SettingsError, StateError
 from stream.resp import packed
 from stream.settings import KafkaSettings, RedisSettings
+from stream.unpacking import bound_unpacking
 
 RedisClient = Redis | RedisCluster
 _CLIENT_ID = "headrace"
@@ -81,6 +82,7 @@ def kafka_producer(kafka: KafkaSettings, **extra: Any) -> AIOKafkaProducer:
 
 def kafka_consumer(kafka: KafkaSettings, *topics: str, **extra: Any) -> AIOKafkaConsumer:
     """A consumer that commits nothing by itself; to be built inside the running loop."""
+    bound_unpacking(kafka.batch_bytes_max)
     args = kafka_client_args(kafka) | {"enable_auto_commit": False, "auto_offset_reset": "earliest"}
     return AIOKafkaConsumer(*topics, **(args | extra))
 

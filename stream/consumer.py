@@ -22,8 +22,9 @@ from aiokafka.errors import KafkaError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from features.errors import HeadraceError, RedisUnavailable, ServiceUnavailable, StateConflict
-from stream.cycle import Pipeline, failure_cause
+from features.errors import ComputeFailed, HeadraceError, RedisUnavailable, ServiceUnavailable, StateConflict
+from stream.cycle import Pipeline
+from stream.deadline import Deadline
 from stream.fetching import Fetched, LoopConsumer
 from stream.metrics import Metrics
 from stream.offsets import offset_range
@@ -34,7 +35,8 @@ log = logging.getLogger("headrace.worker")
 _POLL_S = 0.25  # longest wait of one fetch, so that a failed cycle or a stop is noticed
 _BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 _ASSIGNED = ServiceUnavailable("partitions were assigned")  # no failure: the usual reason to take over
-_RETRIED = (ServiceUnavailable, StateConflict, KafkaError)
+_RETRIED = (ServiceUnavailable, StateConflict, ComputeFailed, KafkaError)
+_GRACE_S = 1.0  # for what a stop does before it waits for the cycles in flight
 _LABELS_WAITING_MAX = 20_000  # per partition; above it the partition is paused
 
 
@@ -43,6 +45,7 @@ class WorkerContext:
 
     def __init__(self, settings: Settings, pipeline: Pipeline, metrics: Metrics) -> None:
         self.settings = settings
+        self.deadline = Deadline(settings.worker.drain_deadline_s + _GRACE_S)
         self.pipeline = pipeline
         self.metrics = metrics
         self.fatal: HeadraceError | None = None
@@ -95,6 +98,7 @@ class FetchConsumer(driver.Consumer):
         pipeline = self.context.pipeline
         await pipeline.abandon()
         if not assignment:
+            self.context.metrics.ready.set(1)  # it stands by, and could begin at once
             return
         committed = await self.seek_to_committed()
         places = [aiokafka.TopicPartition(tp.topic, tp.partition) for tp in assignment]
@@ -226,7 +230,10 @@ class FetchConsumer(driver.Consumer):
 
     def _end(self, tp: TP) -> int:
         """The end that the newest fetch told; -1 before the first one."""
-        end = cast("int | None", self.highwater(tp))
+        try:
+            end = cast("int | None", self.highwater(tp))
+        except AssertionError:  # aiokafka's, of a partition that a rebalance took away a moment ago
+            end = None
         return -1 if end is None else end
 
     def _pause_or_resume_labels(self, pipeline: Pipeline) -> None:
@@ -252,6 +259,8 @@ class FetchConsumer(driver.Consumer):
         except (HeadraceError, TimeoutError) as error:
             log.warning("cycles in flight were given up (%r); they are read again", error)
             await pipeline.abandon()
+        if self.should_stop:
+            self.context.deadline.met()
         await self.commit_and_end_transactions()
 
     # -- committing ---------------------------------------------------------------------------------------------
@@ -279,6 +288,15 @@ class FetchTransport(driver.Transport):
     """Faust's Kafka transport with our consumer."""
 
     Consumer = FetchConsumer
+
+
+def failure_cause(error: BaseException) -> str:
+    """A short name for the metrics of what made a pipeline fail."""
+    if isinstance(error, StateConflict):
+        return "conflict"
+    if isinstance(error, ComputeFailed):
+        return "internal"
+    return "redis" if isinstance(error, RedisUnavailable) else "kafka"
 
 
 def overridden() -> Iterable[tuple[type, str]]:

@@ -20,6 +20,7 @@ from mode.utils.futures import maybe_async
 from stream.connections import kafka_client_args
 from stream.lane import Target
 from stream.settings import Settings
+from stream.unpacking import bound_unpacking
 
 _POLL_INTERVAL_MS = 3_600_000  # a recovery may take as long as Redis is away; a dead worker misses heartbeats
 _PATIENCE = 4  # while the worker has plenty, it asks the partitions that have nothing so many times less often
@@ -63,6 +64,7 @@ class LoopConsumer(driver.AIOKafkaConsumerThread):
         """
         settings: Settings = cast(Any, self.app).context.settings
         worker = settings.worker
+        bound_unpacking(settings.kafka.batch_bytes_max)
         return aiokafka.AIOKafkaConsumer(
             **kafka_client_args(settings.kafka),
             group_id=worker.group,

@@ -34,8 +34,10 @@ from stream.lane import (
     Held,
     LetterId,
     Produced,
+    Record,
     Records,
     Tally,
+    Target,
     after_sources,
     emitted_before,
     reached,
@@ -44,7 +46,7 @@ from stream.lane import (
 from stream.resp import Wired
 from stream.settings import Settings
 from stream.store import FIELDS_MAX, HEAD, head_watermark
-from stream.vectors import VectorLog
+from stream.vectors import VectorLog, sampled
 
 _Scored = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int8]]
 _FOREIGN_SHARE = 0.25  # shards of other workers that a worker that lags reads anew for each event
@@ -111,6 +113,23 @@ class FraudLane:
             sources |= found.keys()
         state.answered = after_sources(sources)
         return state.answered
+
+    def decide_as(self, partition: int, emitted: Mapping[str, Emitted]) -> None:
+        """Have the next cycle decide transactions (by source) as they were decided, after the labels they had seen."""
+        self._intake.partitions[partition].emitted = dict(emitted)
+
+    def decidable(self, partition: int, records: Sequence[Record]) -> list[Record]:
+        """Those that become decisions, not dead letters."""
+        return self._intake.good(partition, records)
+
+    def sources(self, work: list[Part]) -> list[tuple[Target, int]]:
+        """The labels and transactions that a cycle counts, labels first: a label waits for a transaction's time."""
+        labels = [((self.topics[1], part.partition), offset) for part in work for offset in part.labels.offset.tolist()]
+        return labels + [((self.topics[0], part.partition), r.offset) for part in work for r in part.records]
+
+    def narrow(self, limit: int) -> None:
+        """Take up at most so many transactions and labels of a partition that wait; 0 for as many as ever."""
+        self._intake.limit = limit or self.records_max
 
     def waiting(self) -> dict[int, int]:
         """How many labels wait, by partition."""
@@ -328,8 +347,11 @@ class FraudLane:
         score, anomaly = (np.rint(column * MICRO).astype(np.int64) for column in (decided.score, decided.anomaly))
         values = allowed(self.topics[0], part.partition, offsets, batch.event_id, batch.entities[0], batch.time, score,
                          anomaly, models.version, part.positions, decided.repeat)  # fmt: skip
-        explained = [self._explain(part, i, decided, why, models) for i, why in reasons.items()]
-        answers.messages[topic] = Columns(batch.entities[0], values.replaced(alerts, explained))
+        longer = alerts
+        if self._worker.vector_sample > 0.0:
+            longer = np.union1d(alerts, np.flatnonzero(sampled(batch.event_id, self._worker.vector_sample)))
+        explained = [self._explain(part, i, decided, reasons.get(i, []), models) for i in longer.tolist()]
+        answers.messages[topic] = Columns(batch.entities[0], values.replaced(longer, explained))
 
     def _explain(self, part: Part, i: int, decided: _Decided, reasons: list[Reason], models: Any) -> bytes:
         """A decision with its reasons; if it needs a person, its alert is among the answers."""
@@ -348,17 +370,19 @@ class FraudLane:
             "label_position": int(part.positions[i]),
             "duplicate": bool(decided.repeat[i]),
         }
+        values = {name: None if value != value else value
+                  for name, value in zip(self.catalogue.names, decided.x[i].tolist(), strict=True)}  # fmt: skip
         if action != "allow":
             alert = Alert(
                 **facts,
                 reasons=reasons,
                 entities={cache.layout.entity.name: ids[i]
                           for cache, ids in zip(self.caches, batch.entities, strict=True)},
-                values={name: None if value != value else value
-                        for name, value in zip(self.catalogue.names, decided.x[i].tolist(), strict=True)},
+                values=values,
             )  # fmt: skip
             part.answers.add(topics.alerts, source, (batch.entities[0].raw(i), msgspec.json.encode(alert)))
-        return msgspec.json.encode(Decision(**facts, reasons=[reason.text for reason in reasons]))
+        kept = values if sampled(batch.event_id.take([i]), self._worker.vector_sample)[0] else msgspec.UNSET
+        return msgspec.json.encode(Decision(**facts, reasons=[reason.text for reason in reasons], values=kept))
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,7 @@ class Part:
 
 
 class Intake:
-    """Takes fetches in; ``records_max`` bounds the labels of one cycle."""
+    """Takes fetches in; ``records_max`` bounds transactions and labels of one cycle, and ``limit`` may lie below it."""
 
     def __init__(self, settings: Settings, schema: TransactionSchema, records_max: int) -> None:
         worker, topics = settings.worker, settings.topics
@@ -133,7 +133,7 @@ class Intake:
         self.partitions: dict[int, Progress] = {}
         self._count = topics.transaction_partitions
         self._transactions, self._labels, self._dead_letters = topics.transactions, topics.labels, topics.dead_letters
-        self._records_max = records_max
+        self._records_max = self.limit = records_max
         self._entities = len(schema.entities)
         self._key_name = schema.key.name
         self._accept_mispartitioned = worker.accept_mispartitioned
@@ -148,7 +148,7 @@ class Intake:
             if records or len(state.labels) or state.held:
                 applied = state.offsets.get(self._transactions, 0)
                 fresh = [*state.held, *_from(records.get(self._transactions, ()), applied)]
-                fresh, state.held = fresh[: self._records_max], fresh[self._records_max :]
+                fresh, state.held = fresh[: self.limit], fresh[self.limit :]
                 ready.append((partition, state, records, fresh))
         batches = self._decoded([(partition, fresh) for partition, _, _, fresh in ready])
         parts = []
@@ -158,6 +158,10 @@ class Intake:
             if part is not None:
                 parts.append(part)
         return parts
+
+    def good(self, partition: int, records: Sequence[Record]) -> list[Record]:
+        """Those of some transactions that can be decided."""
+        return [records[row] for row in self._decoded([(partition, records)])[0].rows] if records else []
 
     def _part(self, partition: int, state: Progress, fresh: list[Record], batch: TransactionBatch, lagging: bool,
               tally: Tally) -> Part | None:  # fmt: skip
@@ -170,8 +174,7 @@ class Intake:
         clocks = np.maximum.accumulate(np.concatenate([[state.clock], batch.time]))[1:]
         if len(clocks):
             state.clock = int(clocks[-1])
-        labels = self._due_labels(state, lagging or bool(state.held),
-                                  -1 if pinned is None else int(pinned.max(initial=-1)))  # fmt: skip
+        labels = self._due_labels(partition, state, lagging, fresh, pinned)
         if not fresh and not len(labels):
             return None
         tally.add(tally.events, "transactions", len(fresh))
@@ -218,14 +221,24 @@ class Intake:
 
         One that was emitted before it waits, with all after it, until the labels that it has seen are here.
         """
-        pinned, here = np.full(len(batch.rows), -1, np.int64), self._labels_read(state)
+        pinned, here = np.full(len(batch.rows), -1, np.int64), self._labels_ready(state)
         for i, row in enumerate(batch.rows):
-            emitted = state.emitted.get(source_id((self._transactions, partition), fresh[row].offset))
-            if emitted is not None and emitted.label_position > here:
+            pinned[i] = self._pin(partition, state, fresh[row])
+            if pinned[i] > here:
                 fresh, state.held = fresh[:row], [*fresh[row:], *state.held]
                 return fresh, self._decoded([(partition, fresh)])[0], pinned[:i]
-            pinned[i] = -1 if emitted is None else emitted.label_position
         return fresh, batch, pinned
+
+    def _pin(self, partition: int, state: Progress, record: Record) -> int:
+        """The label position that a transaction was emitted with; -1 for none."""
+        emitted = state.emitted.get(source_id((self._transactions, partition), record.offset))
+        return -1 if emitted is None else emitted.label_position
+
+    def _labels_ready(self, state: Progress) -> int:
+        """The offset after the last label that this cycle can fold."""
+        if len(state.labels) > self._records_max:
+            return int(state.labels.offset[self._records_max])
+        return self._labels_read(state)
 
     def _decoded(self, fetched: Sequence[tuple[int, Sequence[Record]]]) -> list[TransactionBatch]:
         """The transactions of several partitions, decoded in one go, and each partition's share of them."""
@@ -277,15 +290,29 @@ class Intake:
         )
         state.labels = state.labels.and_then(fresh_labels)
 
-    def _due_labels(self, state: Progress, lagging: bool, position: int) -> Labels:
-        """Labels below ``position``, and those that the transactions' clock has passed; all where none lags."""
+    def _due_labels(self, partition: int, state: Progress, lagging: bool, fresh: list[Record],
+                    pinned: Ints | None) -> Labels:  # fmt: skip
+        """Labels that the transactions' clock has passed, all where none lags.
+
+        While what was emitted is folded again, also those that the transactions of this cycle, or the first one that
+        waits, have seen; and none that the emitted ones of later cycles had not.
+        """
         labels = state.labels
-        due = len(labels)
-        if not due:
+        if not len(labels):
             return labels
-        if lagging:
-            due = max(int(np.searchsorted(labels.clock, state.clock)), int(np.searchsorted(labels.offset, position)))
-        due = min(due, self._records_max)
+        due, seen = len(labels), 0
+        if lagging or state.held:
+            due = int(np.searchsorted(labels.clock, state.clock))
+        if state.emitted:
+            position = -1 if pinned is None else int(pinned.max(initial=-1))
+            if state.held:
+                position = max(position, self._pin(partition, state, state.held[0]))
+            after = fresh[-1].offset + 1 if fresh else state.offsets.get(self._transactions, 0)
+            later = [e.label_position for source, e in state.emitted.items() if int(source.rpartition(":")[2]) >= after]
+            unseen = int(np.searchsorted(labels.offset, min(later, default=np.iinfo(np.int64).max)))
+            seen = int(np.searchsorted(labels.offset, position))
+            due = max(min(due, unseen), seen)
+        due = min(due, max(self.limit, seen), self._records_max)
         state.labels = labels.take(slice(due, None))
         return labels.take(slice(due))
 

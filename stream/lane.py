@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from features.checks import Refused
 from features.decode import Bad
 from features.messages import DeadLetter
 from features.recordbatch import Columns
@@ -31,9 +32,10 @@ _Message = TypeVar("_Message", bound=msgspec.Struct)
 
 
 class LetterId(msgspec.Struct, frozen=True):
-    """Of a dead letter, its source."""
+    """Of a dead letter, its source and why."""
 
     dead_letter_id: str
+    reason: str = ""
 
 
 class Record(Protocol):
@@ -47,6 +49,19 @@ class Record(Protocol):
     def value(self) -> bytes | None: ...
     @property
     def timestamp(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """In the place of records that must not be decoded; ``value`` says why. The rest is what aiokafka asks of one."""
+
+    offset: int
+    key: bytes | None
+    value: Refused
+    timestamp: int
+    timestamp_type: int = 0
+    checksum: None = None
+    headers: tuple[()] = ()
 
 
 Records = Mapping[str, Sequence[Record]]  # of one partition number: topic to records in offset order
@@ -132,7 +147,13 @@ class Tally:
 
 
 class Lane(Protocol):
-    """One kind of decision. ``name`` is part of the state's key; ``topics`` are its inputs."""
+    """One kind of decision. ``name`` is part of the state's key; ``topics`` are its inputs, and the last of ``outputs``
+    is for dead letters.
+
+    While a record that makes a cycle raise is looked for, :meth:`narrow` says how many waiting records of a partition
+    a cycle may take up (0: as many as ever), and :meth:`sources` tells the topic, partition and offset of each that it
+    would have counted.
+    """
 
     @property
     def name(self) -> str: ...
@@ -149,6 +170,8 @@ class Lane(Protocol):
     def wanted(self, work: Any, cycle: int, now_s: float) -> dict[int, list[bytes]]: ...
     def fill(self, work: Any, values: Mapping[int, Mapping[bytes, bytes | None]], now_s: float) -> None: ...
     def compute(self, work: Any, models: Any, cycle: int, tally: Tally) -> list[Produced]: ...
+    def sources(self, work: Any) -> list[tuple[Target, int]]: ...
+    def narrow(self, limit: int) -> None: ...
     def resume(self, partition: int, offsets: Mapping[str, int], watermark: Watermark = ...) -> None: ...
     def drop(self, partition: int) -> None: ...
     def evict(self, settled: int) -> None: ...
@@ -209,6 +232,11 @@ def emitted_before(values: Iterable[bytes], kind: type[_Message], topics: Iterab
     return found
 
 
+def lagging_after(cut: Mapping[Target, Any], lagging: Callable[[Target], bool]) -> Callable[[Target], bool]:
+    """A partition also lags when a cycle was cut and the rest of its records comes with the next."""
+    return lambda target: target in cut or lagging(target)
+
+
 def reached(offsets: Mapping[str, int], wanted: Mapping[str, int]) -> bool:
     """Whether every topic of ``wanted`` has come to its offset."""
     return all(offsets.get(topic, 0) >= offset for topic, offset in wanted.items())
@@ -216,7 +244,8 @@ def reached(offsets: Mapping[str, int], wanted: Mapping[str, int]) -> bool:
 
 def dead_letter(target: Target, record: Record, bad: Bad) -> Message:
     """The dead letter of a record; it always fits the broker's limit, whatever the record's size."""
-    value = record.value or b""
+    refused = record.value if isinstance(record.value, Refused) else None
+    value = (record.value if refused is None else refused.given) or b""
     key = record.key
     letter = DeadLetter(
         dead_letter_id=source_id(target, record.offset),
@@ -229,6 +258,7 @@ def dead_letter(target: Target, record: Record, bad: Bad) -> Message:
         sha256=hashlib.sha256(value).hexdigest(),
         value=base64.b64encode(value[:DEAD_LETTER_BYTES]).decode(),
         key=None if key is None else base64.b64encode(key[:1024]).decode(),
+        first_offset=None if refused is None else refused.first,
     )
     return letter.dead_letter_id.encode(), msgspec.json.encode(letter)
 

@@ -36,6 +36,7 @@ from stream.lane import (
     Record,
     Records,
     Tally,
+    Target,
     after_sources,
     emitted_before,
     misplaced,
@@ -162,6 +163,13 @@ class RecommendLane:
             state.done.update(f"{topic} {source}" for source in found)
         state.answered = after_sources(sources)
         return state.answered
+
+    def sources(self, work: list[_Part]) -> list[tuple[Target, int]]:
+        """The clicks that a cycle counts."""
+        return [((self.topics[0], part.partition), record.offset) for part in work for record in part.records]
+
+    def narrow(self, limit: int) -> None:
+        """Clicks never wait."""
 
     def waiting(self) -> dict[int, int]:
         """Clicks never wait."""

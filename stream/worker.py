@@ -38,6 +38,7 @@ from stream.connections import (
 )
 from stream.consumer import FetchTransport, HeadraceApp, WorkerContext
 from stream.cycle import Pipeline
+from stream.deadline import Deadline
 from stream.fraud import FraudLane
 from stream.lane import Lane
 from stream.metrics import Metrics
@@ -121,9 +122,14 @@ class NoTables(TableManager):
 class _Worker(faust.Worker):
     """Faust's worker without its banner, its spinner, its second of waiting at the end, and its process title."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, deadline: Deadline, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.spinner = None
+        self._deadline = deadline
+
+    def install_signal_handlers(self) -> None:
+        super().install_signal_handlers()
+        self._deadline.listen()
 
     async def _sentinel_task(self) -> None:
         await asyncio.sleep(0)
@@ -149,8 +155,9 @@ async def _patiently(what: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
         return result
 
 
-async def _connect(settings: Settings, metrics: Metrics, schema_hash: str) -> Parts:
-    models = ModelHolder(settings.artifacts, schema_hash, metrics, meanwhile=warm)
+async def _connect(settings: Settings, metrics: Metrics, schema: Schema) -> Parts:
+    names = build_catalogue(schema.transactions).names
+    models = ModelHolder(settings.artifacts, schema.hash, names, metrics, meanwhile=warm)
     redis = redis_client(settings.redis)
     await _patiently("Redis", lambda: check_redis(redis, settings.redis))
     await _patiently("Kafka", lambda: _require_topics(settings))
@@ -229,7 +236,7 @@ def run(settings: Settings, schema: Schema) -> None:
     metrics = Metrics()
     port = metrics.serve(settings.worker.metrics_host, settings.worker.metrics_port)
     log.info("metrics on http://%s:%d/metrics", settings.worker.metrics_host, port)
-    parts = loop.run_until_complete(_connect(settings, metrics, schema.hash))
+    parts = loop.run_until_complete(_connect(settings, metrics, schema))
     lanes = _lanes(settings, schema, parts.models)
     stations = [Station(lane, StateStore(parts.redis, settings.redis, settings.worker.group, lane.name), {})
                 for lane in lanes]  # fmt: skip
@@ -250,7 +257,7 @@ def run(settings: Settings, schema: Schema) -> None:
     sys.setswitchinterval(_SWITCH_S)
     companion = _Companion(parts, pipeline, Sweeper(stations, metrics, settings.worker.sweep_every_s),
                            settings.worker.model_poll_s)  # fmt: skip
-    worker = _Worker(app, companion, loop=loop, loglevel="WARN", quiet=True,
+    worker = _Worker(app, companion, deadline=context.deadline, loop=loop, loglevel="WARN", quiet=True,
                      redirect_stdouts=False, override_logging=False)  # fmt: skip
     try:
         with kafka_losses(settings.kafka, log.warning):

@@ -170,7 +170,7 @@ class Recall:
     def step(self, op: Op) -> tuple[bool, list[tuple[int, int, int]], dict[Any, float]]:
         """Whether it is a repeat, the moves (time, labels, frauds) of a label, and the features of a transaction."""
         known = self.known.get(op.ids[0], [])
-        if known and op.time - known[-1][1] > self.expiry_ms:
+        if known and op.time - max(event[1] for event in known) > self.expiry_ms:
             known = []
         found = next((event for event in known if event[0] == op.id), None)
         out = {(self.key, other, "seen"): sum(event[2][o] == op.ids[o] for event in known)

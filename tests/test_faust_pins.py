@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from importlib.metadata import version
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
@@ -15,6 +15,7 @@ from faust.tables import TableManager
 from faust.tables.recovery import Recovery
 from faust.transport import consumer as base
 from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
 from mode import threads
 
 from features.errors import ServiceUnavailable, SettingsError
@@ -154,7 +155,8 @@ def test_what_is_fetched_lies_where_it_is_looked_for() -> None:
     assert "self._closed = False" in source
     assert "FetchRequest(\n                self._fetch_max_wait_ms," in source, "each request takes it anew"
     assert "FetchResult(" in source and "_partition_records" in inspect.getsource(FetchResult)
-    assert "self._consumer_record(tp, record)" in inspect.getsource(PartitionRecords)
+    theirs = next(owner for owner in PartitionRecords.__mro__ if owner.__module__.startswith("aiokafka"))
+    assert "self._consumer_record(tp, record)" in inspect.getsource(theirs)
     assert list(inspect.signature(Fetcher.fetched_records).parameters) == [
         "self",
         "partitions",
@@ -203,3 +205,27 @@ def test_a_worker_that_stops_while_the_group_rebalances_has_not_crashed() -> Non
         assert not fetcher.crashed
 
     asyncio.run(run())
+
+
+def test_the_end_of_a_partition_that_a_rebalance_has_just_taken_away_is_unknown_and_no_crash() -> None:
+    def assigned_no_more(tp: Any) -> int:
+        raise AssertionError("Partition is not assigned")  # as aiokafka says it
+
+    consumer = object.__new__(FetchConsumer)
+    consumer._thread = cast(Any, SimpleNamespace(highwater=assigned_no_more))
+    assert consumer._end(TP("transactions", 3)) == -1
+
+
+def test_a_worker_that_stands_by_for_a_partition_is_ready() -> None:
+    told: list[int] = []
+
+    async def abandon() -> None:
+        assert not told
+
+    class Idle(FetchConsumer):
+        context: Any = SimpleNamespace(
+            pipeline=SimpleNamespace(abandon=abandon), metrics=SimpleNamespace(ready=SimpleNamespace(set=told.append))
+        )
+
+    asyncio.run(object.__new__(Idle)._take_over_all([]))
+    assert told == [1]
