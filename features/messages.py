@@ -113,7 +113,10 @@ class RecommendedItem(msgspec.Struct, kw_only=True):
 
 
 class Recommendation(msgspec.Struct, kw_only=True):
-    """What to show a session after one click. ``recommendation_id`` is ``topic:partition:offset`` of the click."""
+    """What to show a session after one click. ``recommendation_id`` is ``topic:partition:offset`` of the click.
+
+    ``long_session`` marks a session of more clicks than a person makes.
+    """
 
     recommendation_id: str
     event_id: str
@@ -123,6 +126,7 @@ class Recommendation(msgspec.Struct, kw_only=True):
     event_time: int
     items: list[RecommendedItem]
     model_version: str
+    long_session: bool = False
 
 
 class DeadLetter(msgspec.Struct, kw_only=True):

@@ -3,7 +3,7 @@
 In: the text that ``Booster.model_to_string`` writes. Out: a :class:`Model`, or ``ValueError``. Pure.
 
 LightGBM's own parser aborts the process on damaged text. Compiled code, which checks no index, may trust what was read
-here. Only what our trainer writes is read: binary classification by one value at a time.
+here. Only what our trainer writes is read: two classes, or a ranker.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ Flags = NDArray[np.bool_]
 
 AS_ZERO, AS_MISSING, AS_IT_IS = range(3)  # what LightGBM takes a NaN for: its missing types None, Zero and NaN
 _WORDS_MAX = 1 << 20
+_OBJECTIVES = ("binary", "lambdarank")
 _CATEGORICAL, _DEFAULT_LEFT = 1, 2  # bits of decision_type; the missing type lies above them
 
 
@@ -128,11 +129,12 @@ def parse(text: str) -> Model:
         header, *rest = _sections(text)
         objective = header["objective"].split()
         names = tuple(header["feature_names"].split())
-        if objective[0] != "binary" or header["num_class"] != "1" or header["num_tree_per_iteration"] != "1":
-            raise ValueError("not a model of two classes")
+        if objective[0] not in _OBJECTIVES or header["num_class"] != "1" or header["num_tree_per_iteration"] != "1":
+            raise ValueError("neither a model of two classes nor a ranker")
         if "average_output" in text.partition("\nTree=")[0] or "end of trees" not in text:
             raise ValueError("a random forest, or the end is missing")
-        slope = float(objective[1].removeprefix("sigmoid:"))
+        # A ranker's values have no meaning as probabilities; they are used raw.
+        slope = float(objective[1].removeprefix("sigmoid:")) if objective[0] == "binary" else 1.0
         trees = tuple(_tree(fields, len(names)) for fields in rest)
     except (KeyError, IndexError, ValueError, OverflowError) as error:
         raise ValueError(f"the text of a LightGBM model cannot be read: {error}") from None

@@ -10,6 +10,7 @@ import numpy as np
 
 from features import engine
 from features.answers import allowed
+from features.candidates import FACTS
 from features.catalogue import build_catalogue
 from features.codec import decode_rows, encode_rows
 from features.decode import ClickDecoder, Limits, TransactionDecoder
@@ -18,11 +19,12 @@ from features.forest import FlatForest
 from features.hashing import hash_strings, partitions_of
 from features.kernel import LABEL, TRANSACTION
 from features.model_text import Model, Tree
-from features.neighbours import Neighbours
+from features.recommender import Recommender
 from features.recordbatch import Columns, record_batch
 from features.rowindex import RowIndex, merge_all
 from features.schema import load_schema
 from features.shap import Explainer
+from features.sources import REACH, VARIANTS
 from features.texts import Texts
 from features.trees import FlatTrees
 
@@ -85,9 +87,23 @@ def _warm_models() -> None:
     roots, leaf = np.array([0, 1], np.int32), np.zeros(1, np.int32)
     forest = FlatForest(roots, leaf - 1, zero, leaf, leaf, one, one, np.zeros(1, np.float32), np.array([0.0, 1.0]))
     forest.anomaly(np.zeros((1, 1)))
-    bounds, single = np.array([0, 1]), np.ones(1, np.float32)
-    model = Neighbours(np.frombuffer(b"a", np.uint8), bounds, single, single, bounds, leaf, leaf, bounds, leaf, single,
-                       np.ones(5))  # fmt: skip
+    _warm_recommender()
+
+
+def _warm_recommender() -> None:
+    """A recommender of one session with one item."""
+    bounds, none = np.array([0, 1]), np.array([0, 0])
+    single, zero, nothing = np.ones(1, np.float32), np.zeros(1, np.int32), np.zeros(0, np.int32)
+    arrays = {
+        "item_bytes": np.frombuffer(b"a", np.uint8), "item_offsets": bounds, "rarity": single, "popularity": single,
+        "facts": np.zeros((1, len(FACTS)), np.float32), "posting_offsets": bounds, "posting_sessions": zero,
+        "posting_places": zero, "next_offsets": none, "next_places": nothing, "session_offsets": np.array([1, 3]),
+        "sequence": np.array([-1, 0, -1], np.int32), "recency": np.ones((1, VARIANTS), np.float32),
+        "place_weights": np.ones((VARIANTS, 2 * REACH + 1), np.float32), "linear_offsets": bounds,
+        "linear_items": zero, "linear_weights": single, "transition_offsets": none, "transition_items": nothing,
+        "transition_weights": np.zeros(0, np.float32), "variants": np.ones((VARIANTS, 2)), "settings": np.ones(7),
+    }  # fmt: skip
+    model = Recommender.from_arrays(arrays)
     model.recommend_many(hash_strings(["a"]).reshape(1, 1), np.ones(1, np.int64), 1)
 
 

@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from features.errors import HeadraceError
+from stream.backtests import backtests
 from stream.options import (
     ArchiveUrl,
     Artifacts,
@@ -40,7 +41,8 @@ from stream.processes import ONE_THREAD
 from stream.settings import named_settings
 
 _STATE = Path(".headrace")
-_DEMO_EVERY_S = 8.0  # so that half a minute shows three versions
+# So that half a minute shows three versions.
+_DEMO = {"trainer.every_s": 8.0, "trainer.ranker_queries": 1000, "worker.metrics_port": 0}
 
 
 class _Group(TyperGroup):
@@ -117,7 +119,7 @@ def up(
         "trainer__seed": seed,
         "worker__metrics_port": metrics_port,
     }
-    settings = settings_of(config, {"trainer.every_s": _DEMO_EVERY_S, "worker.metrics_port": 0}, **flags)
+    settings = settings_of(config, _DEMO, **flags)
     file, overrides = named_sources(config, flags)
     named = named_settings(file, os.environ, overrides)
     from stream import up as module
@@ -380,6 +382,9 @@ def repartition(
     from stream import repartition as module
 
     module.run(settings, schema_of(settings), source, target, kind=kind, partitions=partitions)
+
+
+app.add_typer(backtests, name="backtest")
 
 
 def main() -> None:

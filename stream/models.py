@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from features.errors import ArtifactCorrupt, ArtifactError, ArtifactMismatch, ArtifactMissing
-from features.neighbours import Neighbours
+from features.recommender import Recommender
 from features.scoring import FraudModel
 from stream.metrics import Metrics
 from trainer import artifacts
@@ -30,7 +30,7 @@ class Served:
 
     version: str
     fraud: FraudModel | None
-    neighbours: Neighbours | None
+    recommender: Recommender | None
 
     def warm(self) -> None:
         """Run everything once, so that no event waits for a compiler."""
@@ -38,8 +38,8 @@ class Served:
             row = np.full((1, len(self.fraud.features)), np.nan)
             self.fraud.score_many(row)
             self.fraud.reasons(row[0])
-        if self.neighbours is not None:
-            self.neighbours.recommend_many(np.zeros((1, 20), np.uint64), np.ones(1, np.int64), 1)
+        if self.recommender is not None:
+            self.recommender.recommend_many(np.zeros((1, 20), np.uint64), np.ones(1, np.int64), 1)
 
 
 def load_served(root: Path, version: str, schema_hash: str, names: Sequence[str]) -> Served:
@@ -51,7 +51,7 @@ def load_served(root: Path, version: str, schema_hash: str, names: Sequence[str]
         If it is missing, damaged, of another feature schema or for other features.
     """
     artifact = artifacts.load(root, version, schema_hash)
-    served = Served(version, artifact.fraud, artifact.neighbours)
+    served = Served(version, artifact.fraud, artifact.recommender)
     if served.fraud is not None and (found := [feature.name for feature in served.fraud.features]) != list(names):
         pairs = enumerate(zip(found, names, strict=False))
         where = next((i for i, (a, b) in pairs if a != b), min(len(found), len(names)))
@@ -118,7 +118,7 @@ class ModelHolder:
             log.exception("models: version %s cannot be used", version)
             raise ArtifactCorrupt(f"artifact {version}: {type(error).__name__}: {error}") from None
         old = self.current
-        if (old.fraud is None, old.neighbours is None) != (served.fraud is None, served.neighbours is None):
+        if (old.fraud is None, old.recommender is None) != (served.fraud is None, served.recommender is None):
             self._refused.add(version)
             raise ArtifactMissing(f"version {version} holds other kinds of models than {old.version}")
         self.current = served

@@ -209,7 +209,7 @@ class Rebuild:
         silent: Any = Silent(positions)
         stations = [Station(lane, self._drafts[lane.name], {}) for lane in self._lanes]
         models = SimpleNamespace(current=SimpleNamespace(version="", fraud=self._models or Unscored(),
-                                                         neighbours=Unscored()))  # fmt: skip
+                                                         recommender=Unscored()))  # fmt: skip
         pipeline = Pipeline(stations, silent, silent, models, Metrics(), self._schema.hash, 4, math.inf)
         starts = {target: reach.start for target, reach in self._reaches.items()}
         ends = {target: max(reach.end, starts[target]) for target, reach in self._reaches.items()}

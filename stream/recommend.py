@@ -4,9 +4,10 @@ In: fetched clicks by partition, session state, models. Out: recommendations, de
 State owned: the cache of sessions. On redelivery: clicks below the applied offset are skipped; a click whose event id
 is in the session's memory is answered again but not counted twice.
 
-A session's state is its last ``SESSION_ITEMS`` clicks: one version byte, then per click 8 bytes hash of the event id,
-8 bytes hash of the item id and 8 bytes event time in ms, oldest first, little-endian. A session begins anew when its
-newest click lies ``worker.session_days`` before a click, or before the watermark (:mod:`features.watermark`).
+A session's state is its last ``SESSION_ITEMS`` clicks: one version byte, 4 bytes count of all its clicks, then per
+click 8 bytes hash of the event id, 8 bytes hash of the item id and 8 bytes event time in ms, oldest first,
+little-endian. Clicks count in the order in which they arrive. A session begins anew when its newest click lies
+``worker.session_days`` before a click, or before the watermark (:mod:`features.watermark`).
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ from stream.lane import (
 from stream.settings import Settings
 
 SESSION_ITEMS = 20
-SESSION_VERSION = 1
+SESSION_VERSION = 2  # version 1 had no count
+_HEAD = struct.Struct("<BI")
 _CLICK = struct.Struct("<QQq")
 
 
@@ -57,8 +59,11 @@ class _AnswerId(msgspec.Struct, frozen=True):
 
 
 @dataclass(slots=True)
-class _Session:
-    clicks: list[tuple[int, int, int]]
+class Session:
+    """The last clicks of a session (event hash, item hash, time in ms), oldest first, and how many there were."""
+
+    clicks: list[tuple[int, int, int]] = field(default_factory=list)
+    count: int = 0
     cycle: int = -1
 
 
@@ -68,7 +73,7 @@ class _Partition:
     watermark: Watermark = UNMARKED
     done: set[str] = field(default_factory=set)
     answered: dict[str, int] = field(default_factory=dict)
-    sessions: dict[str, _Session] = field(default_factory=dict)
+    sessions: dict[str, Session] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -80,14 +85,16 @@ class _Part:
     batch: ClickBatch
     marks: NDArray[np.int64]
     watermark: Watermark
+    long_session: list[bool] = field(default_factory=list)
 
 
-def encode_session(clicks: Sequence[tuple[int, int, int]]) -> bytes:
-    """The bytes of a session's clicks (event hash, item hash, time in ms), oldest first."""
-    return bytes([SESSION_VERSION]) + b"".join([_CLICK.pack(*click) for click in clicks])
+def encode_session(session: Session) -> bytes:
+    """The bytes of a session's state."""
+    count = min(session.count, 2**32 - 1)
+    return _HEAD.pack(SESSION_VERSION, count) + b"".join([_CLICK.pack(*click) for click in session.clicks])
 
 
-def decode_session(value: bytes | None) -> list[tuple[int, int, int]]:
+def decode_session(value: bytes | None) -> Session:
     """The inverse of :func:`encode_session`; ``None`` is a new session.
 
     Raises
@@ -96,10 +103,12 @@ def decode_session(value: bytes | None) -> list[tuple[int, int, int]]:
         If the bytes are of another version or length.
     """
     if value is None:
-        return []
-    if value[:1] != bytes([SESSION_VERSION]) or (len(value) - 1) % _CLICK.size:
-        raise StateMismatch(f"a session's state ({len(value)} bytes) does not fit version {SESSION_VERSION}")
-    return [(event, item, time) for event, item, time in _CLICK.iter_unpack(value[1:])]
+        return Session()
+    start = {1: 1, SESSION_VERSION: _HEAD.size}.get(value[0] if value else 0)
+    if start is None or len(value) < start or (len(value) - start) % _CLICK.size:
+        raise StateMismatch(f"a session's state ({len(value)} bytes) does not fit versions 1 to {SESSION_VERSION}")
+    clicks = [(event, item, time) for event, item, time in _CLICK.iter_unpack(value[start:])]
+    return Session(clicks, len(clicks) if start == 1 else _HEAD.unpack_from(value)[1])
 
 
 class RecommendLane:
@@ -180,7 +189,7 @@ class RecommendLane:
     def past(self, values: Mapping[bytes, bytes], watermark: int) -> list[bytes]:
         """Those of a partition's fields in Redis that read as empty from a watermark on."""
         return [name for name, value in values.items()
-                if name.startswith(b"session:") and self._is_over(decode_session(value), watermark)]  # fmt: skip
+                if name.startswith(b"session:") and self._is_over(decode_session(value).clicks, watermark)]  # fmt: skip
 
     def begin(self, fetched: Mapping[int, Records], lagging: Mapping[int, bool], tally: Tally) -> list[_Part]:
         """Skip what is applied, decode, and check the keys."""
@@ -244,7 +253,7 @@ class RecommendLane:
             self._hits += len(part.records) - len(missing)
             for id_ in missing:
                 found = values[part.partition][b"session:" + id_.encode()]
-                sessions[id_] = _Session(decode_session(found))
+                sessions[id_] = decode_session(found)
 
     def compute(self, work: list[_Part], models: Any, cycle: int, tally: Tally) -> list[Produced]:
         """Fold each click into its session and answer it; the click itself counts in its answer."""
@@ -255,7 +264,7 @@ class RecommendLane:
             for part in work:
                 row = self._fold(part, cycle, hashes, counts, row)
         with tally.stage("model"):
-            items, scores = models.neighbours.recommend_many(hashes, counts, self._worker.recommendations_k)
+            items, scores = models.recommender.recommend_many(hashes, counts, self._worker.recommendations_k)
         with tally.stage("encode"):
             return self._produced(work, models, items, scores, tally)
 
@@ -268,9 +277,11 @@ class RecommendLane:
             session = sessions[id_] = sessions.pop(id_)
             session.cycle = cycle
             if self._is_over(session.clicks, max(time, mark)):
-                session.clicks = []
+                session.clicks, session.count = [], 0
             if all(event != click[0] for click in session.clicks):
                 session.clicks = [*session.clicks[1 - SESSION_ITEMS :], (event, item, time)]
+                session.count += 1
+            part.long_session.append(session.count > self._worker.session_clicks_max)
             count = len(session.clicks)
             hashes[row, :count] = [click[1] for click in session.clicks]
             counts[row] = count
@@ -284,21 +295,21 @@ class RecommendLane:
             state, batch = self._partitions[part.partition], part.batch
             for i, record in enumerate(part.records):
                 source = source_id((self.topics[0], part.partition), record.offset)
-                message = self._answer(source, batch, i, models, items[row].tolist(), scores[row].tolist())
+                message = self._answer(source, part, i, models, items[row].tolist(), scores[row].tolist())
                 part.answers.add(self._topic_names.recommendations, source, message)
                 row += 1
             times = np.array([record.timestamp for record in part.records], np.int64)
             tally.timestamps.setdefault("recommendation", []).append(times)
             if state.done and reached(part.offsets, state.answered):
                 state.done = set()
-            fields = {b"session:" + id_.encode(): encode_session(state.sessions[id_].clicks)
+            fields = {b"session:" + id_.encode(): encode_session(state.sessions[id_])
                       for id_ in dict.fromkeys(batch.session_id)}  # fmt: skip
             produced.append(Produced(part.partition, part.offsets, part.answers.messages, fields, part.watermark))
         return produced
 
-    def _answer(self, source: str, batch: ClickBatch, i: int, models: Any, items: list[int], scores: list[float]
+    def _answer(self, source: str, part: _Part, i: int, models: Any, items: list[int], scores: list[float]
                 ) -> Message:  # fmt: skip
-        model = models.neighbours
+        batch, model = part.batch, models.recommender
         message = Recommendation(
             recommendation_id=source,
             event_id=batch.event_id[i],
@@ -309,6 +320,7 @@ class RecommendLane:
             items=[RecommendedItem(item_id=model.item_id(number), score=round(score, 6))
                    for number, score in zip(items, scores, strict=True) if number >= 0],
             model_version=models.version,
+            long_session=part.long_session[i],
         )  # fmt: skip
         key = batch.user_id[i] or batch.session_id[i]
         return key.encode(), msgspec.json.encode(message)

@@ -180,6 +180,7 @@ class WorkerSettings:
     ahead_max_s: Seconds = 3600.0
     model_poll_s: Seconds = 1.0
     session_days: Annotated[float, Meta(gt=0, le=3650)] = 30.0
+    session_clicks_max: Count = 500
     sweep_every_s: Seconds = 3600.0
     session_timeout_s: Annotated[float, Meta(ge=1, le=1800)] = 10.0
 
@@ -200,6 +201,7 @@ class TrainerSettings:
     label_delay_days: Annotated[float, Meta(ge=0, le=365)] = 7.0
     train_days: Annotated[float, Meta(gt=0, le=36_500)] | None = None
     rows_max: Count = 1_000_000
+    ranker_queries: Annotated[int, Meta(ge=0, le=100_000_000)] = 66_000
     transactions: Path | None = None
     clicks: Path | None = None
     seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 1

@@ -33,6 +33,8 @@ from trainer.fit import FitSettings, Progress, fit
 from trainer.growing import GrowingHistory
 from trainer.history import read_clicks, read_transactions, reading
 from trainer.manifest import Manifest
+from trainer.ranker import RankerSettings
+from trainer.recommender import RecommenderSettings
 
 log = logging.getLogger("headrace.trainer")
 DAY_MS = 86_400_000
@@ -103,6 +105,7 @@ def fit_history(
             threads=threads,
             rows_max=min(FitSettings().rows_max, trainer.rows_max),
             train_days=trainer.train_days,
+            recommender=RecommenderSettings(ranker=RankerSettings(queries_max=trainer.ranker_queries)),
         ),
         progress=progress,
     )

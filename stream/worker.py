@@ -190,7 +190,7 @@ def _lanes(settings: Settings, schema: Schema, models: ModelHolder) -> list[Lane
         directory = settings.worker.vector_log
         catalogue = build_catalogue(schema.transactions)
         lanes.append(FraudLane(settings, catalogue, VectorLog(directory) if directory else None))
-    if models.current.neighbours is not None:
+    if models.current.recommender is not None:
         lanes.append(RecommendLane(settings))
     if not lanes:
         raise ArtifactMissing(f"version {models.current.version} holds neither fraud nor recommendation models")

@@ -229,23 +229,23 @@ class FakeFraud:
         return [[Reason(feature="event_amount", value=float(row[0]), contribution=1.0, text="amount")] for row in rows]
 
 
-class FakeNeighbours:
+class FakeRecommender:
     """Answers with the session's own items, newest first."""
 
     def recommend_many(self, hashes: NDArray[np.uint64], counts: NDArray[np.int64], k: int) -> Any:
-        """As Neighbours."""
+        """As Recommender."""
         items = np.full((len(hashes), k), -1, np.int32)
         for i, count in enumerate(counts):
             items[i, :count] = (hashes[i, :count][::-1] % np.uint64(1 << 31)).astype(np.int32)
         return items, np.ones((len(hashes), k), np.float32)
 
     def item_id(self, number: int) -> str:
-        """As Neighbours."""
+        """As Recommender."""
         return str(number)
 
 
 def item_number(item: str) -> str:
-    """What FakeNeighbours calls an item."""
+    """What FakeRecommender calls an item."""
     return str(int(hash_strings([item])[0] % np.uint64(1 << 31)))
 
 
@@ -256,6 +256,7 @@ class World:
         self.log = Log(partitions)
         self.hashes: dict[str, dict[int, dict[bytes, bytes]]] = {"fraud": {}, "recommend": {}}
         self.outputs: dict[Target, list[Message]] = defaultdict(list)
+        self.recommender: Any = FakeRecommender()
 
     def worker(self, *, in_flight: int = 4, cache: int = 1000, refresh_ms: int = 0, shift: float = 0.0,
                lease_s: float = 60.0, sample: float = 0.0) -> FakeWorker:  # fmt: skip
@@ -292,7 +293,7 @@ class FakeWorker:
         self.stores = {lane.name: MemoryStore(world.hashes[lane.name], lane.name) for lane in lanes}
         stations = [Station(lane, self.stores[lane.name], {}) for lane in lanes]  # type: ignore[arg-type]
         self.publisher = MemoryPublisher(world.outputs)
-        current = SimpleNamespace(version="000001", fraud=FakeFraud(shift), neighbours=FakeNeighbours())
+        current = SimpleNamespace(version="000001", fraud=FakeFraud(shift), recommender=world.recommender)
         models = SimpleNamespace(current=current)
         self.pipeline = Pipeline(stations, self.publisher, MemoryTails(world.outputs), models,  # type: ignore[arg-type]
                                  Metrics(), SCHEMA.hash, in_flight, lease_s)  # fmt: skip

@@ -13,31 +13,30 @@ import pytest
 
 from features.errors import ArtifactCorrupt, ArtifactError, ArtifactMismatch, ArtifactMissing
 from features.scoring import FraudModel
+from tests.sessions import QUICK, checkerboard
 from tests.test_fraud import FEATURES, SMALL, history
-from tests.test_neighbours import checkerboard
 from trainer import artifacts, durable, manifest
 from trainer.artifacts import Draft, check_golden, current_version, load, load_current, publish, verify_in_child
 from trainer.fraud import fit_fraud
 from trainer.isolation import fit_isolation
-from trainer.neighbours import fit_neighbours, queries
+from trainer.recommender import fit_recommender, golden_sessions
 
 HASH = "a" * 64
-FILES = ("manifest.json", "fraud.txt", "isolation.npz", "neighbours.npz", "golden.npz")
+FILES = ("manifest.json", "fraud.txt", "isolation.npz", "recommender.npz", "ranker.txt", "golden.npz")
 
 
 @pytest.fixture(scope="module")
 def draft() -> Draft:
-    judged, table = history(2000), checkerboard()
+    judged, table = history(2000), checkerboard(sessions=400)
     fitted = fit_fraud(judged, FEATURES, SMALL)
-    hashes, counts, _ = queries(table, 5)
     return Draft(
         schema_hash=HASH,
         fraud=FraudModel(fitted.text, fit_isolation(judged.x, seed=1), FEATURES, fitted.thresholds),
-        neighbours=fit_neighbours(table),
+        recommender=fit_recommender(table, QUICK).model,
         training={"rows": 2000, "clicks": table.num_rows},
         metrics={"fraud": fitted.metrics, "recommendations": {"hr": 1, "mrr": None}},
         vectors=judged.x[:20],
-        sessions=(hashes[:20], counts[:20]),
+        sessions=golden_sessions(table, 20),
     )
 
 
@@ -177,6 +176,23 @@ def test_models_that_answer_otherwise_than_when_published_are_refused(root: Path
         check_golden(load(root, "000001", HASH))
 
 
+def test_a_version_of_an_earlier_format_is_refused_with_the_way_out(root: Path) -> None:
+    path = root / "000001" / "manifest.json"
+    old = manifest.decode(path.read_bytes(), "000001")
+    path.write_bytes(manifest.encode(msgspec.structs.replace(old, format=manifest.FORMAT - 1)))
+    with pytest.raises(ArtifactCorrupt, match=r"format 1; this program reads 2.*headrace train"):
+        load(root, "000001", HASH)
+
+
+def test_a_recommender_without_its_ranker_is_refused(root: Path) -> None:
+    path = root / "000001" / "manifest.json"
+    whole = manifest.decode(path.read_bytes(), "000001")
+    files = {name: entry for name, entry in whole.files.items() if name != "ranker.txt"}
+    path.write_bytes(manifest.encode(msgspec.structs.replace(whole, files=files)))
+    with pytest.raises(ArtifactCorrupt, match="lists files"):
+        load(root, "000001", HASH)
+
+
 def test_a_child_process_verifies_and_says_what_is_wrong(root: Path) -> None:
     verify_in_child(root, "000001", HASH)
     with pytest.raises(ArtifactMismatch, match="schema"):
@@ -247,11 +263,11 @@ def test_a_reader_beside_a_publisher_always_finds_a_whole_version(root: Path, dr
 
 
 def test_an_artifact_may_hold_only_one_kind_of_model(tmp_path: Path, draft: Draft) -> None:
-    publish(tmp_path / "a", replace(draft, neighbours=None, sessions=None), created_ms=1)
+    publish(tmp_path / "a", replace(draft, recommender=None, sessions=None), created_ms=1)
     publish(tmp_path / "b", replace(draft, fraud=None, vectors=None), created_ms=1)
     fraud, clicks = load_current(tmp_path / "a", HASH), load_current(tmp_path / "b", HASH)
-    assert fraud.neighbours is None and fraud.fraud is not None
-    assert clicks.fraud is None and clicks.neighbours is not None and clicks.manifest.thresholds is None
+    assert fraud.recommender is None and fraud.fraud is not None
+    assert clicks.fraud is None and clicks.recommender is not None and clicks.manifest.thresholds is None
     verify_in_child(tmp_path / "a", "000001", HASH)
     verify_in_child(tmp_path / "b", "000001", HASH)
     with pytest.raises(ValueError, match="nothing to publish"):

@@ -10,7 +10,7 @@ import pytest
 
 from features.errors import TrainingError
 from features.schema import Schema, load_schema, parse_schema
-from tests.test_neighbours import checkerboard
+from tests.sessions import checkerboard
 from trainer.artifacts import Artifact, check_golden, current_version, load_current
 from trainer.fit import STAGES, FitSettings, fit
 from trainer.fraud import FraudSettings
@@ -63,7 +63,7 @@ def test_history_becomes_a_version_with_models_that_tell_frauds_from_good_paymen
     )  # fmt: skip
     artifact = load_current(tmp_path, SCHEMA.hash)
     assert tuple(dict.fromkeys(stages)) == STAGES
-    assert artifact.fraud is not None and artifact.neighbours is not None
+    assert artifact.fraud is not None and artifact.recommender is not None
     x = history_vectors(table, SCHEMA.transactions).x
     fraud = np.array(table["is_fraud"].to_pylist()) == 1
     score, anomaly = artifact.fraud.score_many(x)
@@ -117,9 +117,9 @@ def test_the_training_window_bounds_what_is_fitted_on(tmp_path: Path) -> None:
 def test_either_kind_of_event_alone_is_enough(tmp_path: Path) -> None:
     table, clicks = payments(), checkerboard()
     later = int(clicks["event_time"].to_numpy()[-1])
-    assert refit(tmp_path / "a", table, clicks.slice(0, 0), end_ms(table)).neighbours is None
+    assert refit(tmp_path / "a", table, clicks.slice(0, 0), end_ms(table)).recommender is None
     assert refit(tmp_path / "b", None, clicks, later).fraud is None
-    assert refit(tmp_path / "c", None, clicks.slice(0, 1), later).neighbours is not None
+    assert refit(tmp_path / "c", None, clicks.slice(0, 1), later).recommender is not None
 
 
 def test_nothing_to_fit_on_is_refused(tmp_path: Path) -> None:

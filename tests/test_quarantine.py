@@ -15,7 +15,7 @@ from features.hashing import hash_strings
 from features.kernel import LABEL, TRANSACTION
 from stream.entities import EntityCache
 from stream.quarantine import Quarantine
-from tests.fakes import FakeNeighbours, FakeWorker, World, item_number
+from tests.fakes import FakeRecommender, FakeWorker, World, item_number
 
 T = ("transactions", 0)
 
@@ -127,9 +127,9 @@ def test_a_label_that_waits_for_its_time_is_blamed_and_not_the_transaction_that_
 
 
 def test_clicks_and_the_decoder_are_searched_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    bad, real = int(item_number("item-poison")), FakeNeighbours.recommend_many
+    bad, real = int(item_number("item-poison")), FakeRecommender.recommend_many
 
-    def recommend(self: FakeNeighbours, hashes: Any, counts: Any, k: int) -> Any:
+    def recommend(self: FakeRecommender, hashes: Any, counts: Any, k: int) -> Any:
         newest = [int(row[n - 1] % np.uint64(1 << 31)) for row, n in zip(hashes, counts, strict=True)]
         if bad in newest:
             raise ValueError("no such item")
@@ -149,7 +149,7 @@ def test_clicks_and_the_decoder_are_searched_as_well(monkeypatch: pytest.MonkeyP
             return decode(values, timestamps)
 
         monkeypatch.setattr(lane._intake, "_decode_transactions", raising)
-        monkeypatch.setattr(FakeNeighbours, "recommend_many", recommend)
+        monkeypatch.setattr(FakeRecommender, "recommend_many", recommend)
         await worker.take_over()
         await worker.finish()
         return world

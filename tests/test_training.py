@@ -28,8 +28,8 @@ from stream.timeline import build_timeline
 from stream.topics import create_topics
 from stream.training import PeriodicTrainer, fit_history
 from tests.servers import RunningBroker, fresh_name
+from tests.sessions import checkerboard
 from tests.test_fit import DAY_MS, START_MS, end_ms, payments
-from tests.test_neighbours import checkerboard
 from trainer.artifacts import current_version, load_current
 from trainer.growing import GrowingHistory, transaction_columns
 

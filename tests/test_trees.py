@@ -70,6 +70,14 @@ def test_scores_are_those_of_lightgbm_bit_for_bit(how: dict[str, Any], seed: int
         assert np.array_equal(model.probability(x[:size]), model.probability(x)[:size])
 
 
+def test_values_of_a_ranker_are_those_of_lightgbm_bit_for_bit() -> None:
+    x = rows(4, 2000)
+    data = lgb.Dataset(x, np.nan_to_num(x[:, 0]) > 40, group=[20] * 100, feature_name=NAMES)
+    booster = lgb.train(PLAIN | {"objective": "lambdarank", "max_bin": 63}, data, num_boost_round=30)
+    asked = rows(104, 500)
+    assert np.array_equal(FlatTrees(parse(booster.model_to_string())).raw(asked), booster.predict(asked, num_threads=1))
+
+
 @pytest.mark.parametrize("how", MODELS, ids=lambda how: ",".join(how) or "plain")
 def test_contributions_are_those_of_lightgbm(how: dict[str, Any]) -> None:
     booster = fitted(7, 20, **how)
@@ -168,7 +176,7 @@ def test_models_of_another_kind_are_refused(objective: str) -> None:
     extra = {"num_class": 3} if objective == "multiclass" else {}
     data = lgb.Dataset(x, np.arange(300) % 3, feature_name=NAMES)
     booster = lgb.train(PLAIN | {"objective": objective} | extra, data, num_boost_round=2)
-    with pytest.raises(ValueError, match="not a model of two classes"):
+    with pytest.raises(ValueError, match="neither a model of two classes nor a ranker"):
         parse(booster.model_to_string())
 
 

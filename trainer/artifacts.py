@@ -3,7 +3,8 @@
 In: fitted models, or a directory. Out: the other of the two. State: the directory::
 
     <root>/CURRENT               the version to serve, replaced by rename
-    <root>/<version>/            manifest.json, fraud.txt, isolation.npz, neighbours.npz, golden.npz
+    <root>/<version>/            manifest.json, fraud.txt, isolation.npz, recommender.npz, ranker.txt,
+                                 golden.npz
 
 A version appears by one rename, so a reader sees all of it or nothing; the pointer moves afterwards. Nothing is
 pickled. Every file is hashed before it is parsed, so that damage is told from a model that is merely bad;
@@ -27,11 +28,22 @@ from numpy.typing import NDArray
 
 from features.errors import ArtifactCorrupt, ArtifactError, ArtifactMismatch, ArtifactMissing
 from features.forest import FlatForest
-from features.neighbours import Neighbours
+from features.recommender import Recommender
 from features.scoring import FraudModel, Thresholds
 from trainer import durable, golden
 from trainer.durable import Arrays, npz_arrays, npz_bytes
-from trainer.manifest import FORMAT, FRAUD, GOLDEN, ISOLATION, NEIGHBOURS, FileEntry, Manifest, ThresholdEntry, digest
+from trainer.manifest import (
+    FORMAT,
+    FRAUD,
+    GOLDEN,
+    ISOLATION,
+    RANKER,
+    RECOMMENDER,
+    FileEntry,
+    Manifest,
+    ThresholdEntry,
+    digest,
+)
 from trainer.manifest import decode as decode_manifest
 from trainer.manifest import encode as encode_manifest
 
@@ -44,12 +56,12 @@ class Draft:
     """What is to be published: fraud models, a recommender, or both, with inputs for the golden answers.
 
     ``vectors`` float64[g, F] and ``sessions`` (hashes uint64[q, L], counts int64[q]) belong to ``fraud`` and
-    ``neighbours``.
+    ``recommender``.
     """
 
     schema_hash: str
     fraud: FraudModel | None = None
-    neighbours: Neighbours | None = None
+    recommender: Recommender | None = None
     training: dict[str, int | None] = field(default_factory=dict)
     metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
     vectors: NDArray[np.float64] | None = None
@@ -63,7 +75,7 @@ class Artifact:
     version: str
     manifest: Manifest
     fraud: FraudModel | None
-    neighbours: Neighbours | None
+    recommender: Recommender | None
     golden: Arrays
 
 
@@ -140,18 +152,19 @@ def point_to(root: Path, version: str) -> None:
 
 
 def _files(draft: Draft) -> dict[str, bytes]:
-    if draft.fraud is None and draft.neighbours is None:
+    if draft.fraud is None and draft.recommender is None:
         raise ValueError("nothing to publish: neither fraud models nor a recommender")
     asked = (draft.vectors is None or not len(draft.vectors), draft.sessions is None or not len(draft.sessions[0]))
-    if any(model and nothing for model, nothing in zip((draft.fraud, draft.neighbours), asked, strict=True)):
+    if any(model and nothing for model, nothing in zip((draft.fraud, draft.recommender), asked, strict=True)):
         raise ValueError("a model without inputs for its golden answers could not be verified")
     files = {}
     if draft.fraud is not None:
         files[FRAUD] = draft.fraud.text.encode()
         files[ISOLATION] = npz_bytes(draft.fraud.forest.to_arrays())
-    if draft.neighbours is not None:
-        files[NEIGHBOURS] = npz_bytes(draft.neighbours.to_arrays())
-    files[GOLDEN] = npz_bytes(golden.golden_answers(draft.fraud, draft.neighbours, draft.vectors, draft.sessions))
+    if draft.recommender is not None:
+        files[RECOMMENDER] = npz_bytes(draft.recommender.to_arrays())
+        files[RANKER] = draft.recommender.ranker.encode()
+    files[GOLDEN] = npz_bytes(golden.golden_answers(draft.fraud, draft.recommender, draft.vectors, draft.sessions))
     return files
 
 
@@ -197,13 +210,13 @@ def load(root: Path, version: str, schema_hash: str) -> Artifact:
     files = {name: _verified(folder / name, entry, version) for name, entry in manifest.files.items()}
     try:
         fraud = _fraud(files, manifest) if FRAUD in files else None
-        neighbours = Neighbours.from_arrays(npz_arrays(files[NEIGHBOURS])) if NEIGHBOURS in files else None
+        recommender = _recommender(files) if RECOMMENDER in files else None
         answers = npz_arrays(files[GOLDEN])
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise ArtifactCorrupt(f"artifact {version}: {error}. Publish a new version with `headrace train`.") from error
-    if fraud is None and neighbours is None:
+    if fraud is None and recommender is None:
         raise ArtifactCorrupt(f"artifact {version} holds no model. Publish a new version with `headrace train`.")
-    return Artifact(version, manifest, fraud, neighbours, answers)
+    return Artifact(version, manifest, fraud, recommender, answers)
 
 
 def load_current(root: Path, schema_hash: str) -> Artifact:
@@ -216,7 +229,7 @@ def load_current(root: Path, schema_hash: str) -> Artifact:
 
 def check_golden(artifact: Artifact) -> None:
     """Ask the loaded models what they were asked when published; :class:`ArtifactCorrupt` if they answer otherwise."""
-    golden.compare(artifact.version, artifact.fraud, artifact.neighbours, artifact.golden)
+    golden.compare(artifact.version, artifact.fraud, artifact.recommender, artifact.golden)
 
 
 class Verification:
@@ -292,6 +305,10 @@ def _fraud(files: dict[str, bytes], manifest: Manifest) -> FraudModel:
     thresholds = Thresholds(manifest.thresholds.review, manifest.thresholds.block)
     forest = FlatForest.from_arrays(npz_arrays(files[ISOLATION]))
     return FraudModel(files[FRAUD].decode(), forest, manifest.features, thresholds, manifest.version)
+
+
+def _recommender(files: dict[str, bytes]) -> Recommender:
+    return Recommender.from_arrays(npz_arrays(files[RECOMMENDER]), files[RANKER].decode())
 
 
 def _verified(path: Path, entry: FileEntry, version: str) -> bytes:

@@ -26,13 +26,12 @@ from features.scoring import FraudModel
 from trainer.artifacts import Draft, publish
 from trainer.fraud import FraudSettings, Judged, fit_fraud
 from trainer.isolation import fit_isolation
-from trainer.neighbours import NeighbourSettings, evaluate, fit_neighbours, hold_out, queries
+from trainer.recommender import RecommenderSettings, fit_recommender, golden_sessions
 from trainer.vectors import Vectors, history_vectors
 
 DAY_MS = 86_400_000
 STAGES = ("features", "fraud", "isolation", "recommender", "publish")
 GOLDEN_ROWS = 32
-SESSION_ITEMS = 20
 Progress = Callable[[str, int, int], None]
 
 
@@ -46,7 +45,7 @@ class FitSettings:
     train_days: float | None = None
     keep: int = 5
     fraud: FraudSettings = field(default_factory=FraudSettings)
-    neighbours: NeighbourSettings = field(default_factory=NeighbourSettings)
+    recommender: RecommenderSettings = field(default_factory=RecommenderSettings)
 
 
 def fit(
@@ -102,7 +101,7 @@ def fit(
     if transactions is not None:
         draft = _with_fraud(draft, transactions, schema.transactions, as_of_ms, settings, report)
     if clicks is not None:
-        draft = _with_neighbours(draft, clicks, settings, report)
+        draft = _with_recommender(draft, clicks, settings, report)
     report("publish", 0, 1)
     version = publish(root, draft, created_ms=created_ms, keep=settings.keep)
     report("publish", 1, 1)
@@ -194,31 +193,13 @@ def _isolation_figures(forest: FlatForest, judged: Judged, rows_max: int = 50_00
     }
 
 
-def _with_neighbours(draft: Draft, clicks: pa.Table, settings: FitSettings, report: Progress) -> Draft:
-    report("recommender", 0, 2)
-    older, newer = hold_out(clicks)
-    metrics: dict[str, float | None] = {"hr": None, "mrr": None, "queries": 0.0}
-    if older.num_rows and newer.num_rows:
-        metrics.update(evaluate(fit_neighbours(older, settings.neighbours), newer))
-    report("recommender", 1, 2)
-    model = fit_neighbours(clicks, settings.neighbours)
-    newest = clicks.slice(max(0, clicks.num_rows - 2000))
-    hashes, counts, _ = queries(newest, SESSION_ITEMS)
-    # One cold session first, so that there is something to compare where no session has two clicks.
-    hashes = np.concatenate([np.zeros((1, SESSION_ITEMS), np.uint64), hashes[-GOLDEN_ROWS + 1 :]])
-    counts = np.concatenate([np.zeros(1, np.int64), counts[-GOLDEN_ROWS + 1 :]])
-    report("recommender", 2, 2)
-    times = clicks["event_time"].to_numpy()
-    training: dict[str, int | None] = {
-        "clicks": clicks.num_rows,
-        "clicks_from_ms": int(times[0]),
-        "clicks_to_ms": int(times[-1]),
-        "items": model.items,
-    }
+def _with_recommender(draft: Draft, clicks: pa.Table, settings: FitSettings, report: Progress) -> Draft:
+    ranker = replace(settings.recommender.ranker, seed=settings.seed, threads=settings.threads)
+    fitted = fit_recommender(clicks, replace(settings.recommender, ranker=ranker), partial(report, "recommender"))
     return replace(
         draft,
-        neighbours=model,
-        training=draft.training | training,
-        metrics=draft.metrics | {"recommendations": metrics},
-        sessions=(hashes, counts),
+        recommender=fitted.model,
+        training=draft.training | fitted.training,
+        metrics=draft.metrics | {"recommendations": fitted.metrics},
+        sessions=golden_sessions(clicks, GOLDEN_ROWS),
     )

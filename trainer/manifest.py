@@ -15,9 +15,10 @@ import msgspec
 from features.catalogue import Feature
 from features.errors import ArtifactCorrupt
 
-FORMAT = 1
-FRAUD, ISOLATION, NEIGHBOURS, GOLDEN = "fraud.txt", "isolation.npz", "neighbours.npz", "golden.npz"
-FILES = (FRAUD, ISOLATION, NEIGHBOURS, GOLDEN)
+FORMAT = 2
+FRAUD, ISOLATION, GOLDEN = "fraud.txt", "isolation.npz", "golden.npz"
+RECOMMENDER, RANKER = "recommender.npz", "ranker.txt"
+FILES = (FRAUD, ISOLATION, RECOMMENDER, RANKER, GOLDEN)
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,7 +86,8 @@ def decode(data: bytes, version: str) -> Manifest:
         raise ArtifactCorrupt(f"artifact {version}: manifest.json is that of version {manifest.version!r}. {again}")
     if encode(manifest) != data:
         raise ArtifactCorrupt(f"artifact {version}: manifest.json was changed after it was published. {again}")
-    strange = sorted(set(manifest.files) - set(FILES))
-    if strange or GOLDEN not in manifest.files or (FRAUD in manifest.files) != (ISOLATION in manifest.files):
+    files = set(manifest.files)
+    pairs = ((FRAUD, ISOLATION), (RECOMMENDER, RANKER))
+    if not files <= set(FILES) or GOLDEN not in files or any((a in files) != (b in files) for a, b in pairs):
         raise ArtifactCorrupt(f"artifact {version}: manifest.json lists files {sorted(manifest.files)}. {again}")
     return manifest

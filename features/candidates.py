@@ -1,0 +1,234 @@
+"""From what the sources say to few candidates and what the ranker sees of them, compiled.
+
+In: item hashes and the arrays of a fitted model. Out: candidates and their features, or lists of items, written in
+place. Training, backtest and serving call the same functions, so that the ranker meets live what it was fitted on.
+
+Each source names its best items. The union is cut by the sum of 1 / (rank + 3) over the sources, which needs no
+scores to be comparable.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from features.sources import (
+    BEFORE,
+    BIGRAM,
+    COLUMNS,
+    CUT,
+    DIRECT,
+    EXCLUDE_CURRENT,
+    LINEAR,
+    LINEAR_BEFORE,
+    LINEAR_NOW,
+    LIST,
+    NOW,
+    SOURCES,
+    TRANSITIONS,
+    VOTERS,
+    Doubles,
+    Hashes,
+    Index,
+    Longs,
+    Scratch,
+    ask,
+    known_items,
+)
+from features.toplist import Floats, Ints, best_first, offer
+
+_S = len(SOURCES)
+FACTS = ("popularity", "trend", "age_days", "revisited", "idle_days")  # of an item, columns of ``Index.facts``
+_F = len(FACTS)
+FEATURES = (
+    *(f"share_{name}" for name in SOURCES),
+    *(f"rank_{name}" for name in SOURCES),
+    *(f"part_{name}" for name in SOURCES),
+    "linear", "linear_now", "linear_before", "transitions", "now", "before",
+    "rank_sum", "rank_best", "rank_union", "sources",
+    "direct", "bigram", "bigram_support", "voters", "lift",
+    "last_seen", "times_seen", "session_length", "session_repeats", "current_times", "certainty",
+    *(f"item_{name}" for name in FACTS),
+    "current_popularity", "current_revisited",
+)  # fmt: skip
+WIDTH = len(FEATURES)
+_UNRANKED = 200.0  # the rank of an item that a source does not name
+
+
+@njit(cache=True, nogil=True)
+def _name(count: int, excluded: int, index: Index, scratch: Scratch) -> None:
+    """Write each source's rank of every touched item, -1 where it does not name it."""
+    limit = int(index.settings[LIST])
+    touched, scores, ranks, slots = scratch.touched, scratch.scores, scratch.ranks, scratch.slots
+    list_scores, list_items = scratch.list_scores, scratch.list_items
+    for t in range(count):
+        for source in range(_S):
+            ranks[t, source] = -1
+    for source in range(_S):
+        size = 0
+        for t in range(count):
+            item = touched[t]
+            score = scores[item, source]
+            if score > 0.0 and item != excluded and (size < limit or score >= list_scores[0]):
+                size = offer(list_scores, list_items, limit, size, score, item)
+        best_first(list_scores, list_items, size)
+        for rank in range(size):
+            ranks[slots[list_items[rank]], source] = rank
+
+
+@njit(cache=True, nogil=True)
+def _cut(count: int, index: Index, scratch: Scratch) -> int:
+    """The candidates in ``list_items``, best first by the sum over ranks; how many there are."""
+    limit, size = int(index.settings[CUT]), 0
+    touched, ranks = scratch.touched, scratch.ranks
+    list_scores, list_items = scratch.list_scores, scratch.list_items
+    for t in range(count):
+        total = np.float32(0.0)
+        for source in range(_S):
+            if ranks[t, source] >= 0:
+                total += np.float32(1.0) / (ranks[t, source] + np.float32(3.0))
+        if total > 0.0 and (size < limit or total >= list_scores[0]):
+            size = offer(list_scores, list_items, limit, size, float(total), touched[t])
+    best_first(list_scores, list_items, size)
+    return size
+
+
+@njit(cache=True, nogil=True)
+def _describe(length: int, found: int, size: int, index: Index, scratch: Scratch, x: Doubles) -> None:
+    """Write the features of the candidates, see :data:`FEATURES`, one row each."""
+    tops, sums = np.zeros(_S, np.float32), np.zeros(_S, np.float32)
+    scores, ranks, slots, raw, facts = scratch.scores, scratch.ranks, scratch.slots, scratch.raw, index.facts
+    list_scores, list_items, popularity = scratch.list_scores, scratch.list_items, index.popularity
+    for t in range(size):
+        item = list_items[t]
+        for source in range(_S):
+            sums[source] += scores[item, source]
+            tops[source] = max(tops[source], scores[item, source])
+    current = raw[0] if length else -1
+    current_times, certainty = 0, np.float32(0.0)
+    for age in range(length):
+        current_times += raw[age] == current
+    for t in range(size):
+        certainty = max(certainty, scores[list_items[t], DIRECT])
+    followed, followed_two = np.float32(scratch.counts[0]), np.float32(scratch.counts[1])
+    for t in range(size):
+        item = list_items[t]
+        at, best, names = 3 * _S, _UNRANKED, 0
+        for source in range(_S):
+            score, rank = scores[item, source], ranks[slots[item], source]
+            x[t, source] = score / tops[source] if tops[source] > 0.0 else np.float32(0.0)
+            x[t, _S + source] = rank if rank >= 0 else _UNRANKED
+            x[t, 2 * _S + source] = score / sums[source] if sums[source] > 0.0 else np.float32(0.0)
+            if rank >= 0:
+                best = min(best, rank)
+                names += 1
+        x[t, at] = scores[item, LINEAR]
+        x[t, at + 1] = scores[item, LINEAR_NOW]
+        x[t, at + 2] = scores[item, LINEAR_BEFORE]
+        x[t, at + 3] = scores[item, TRANSITIONS]
+        x[t, at + 4] = scores[item, NOW]
+        x[t, at + 5] = scores[item, BEFORE]
+        at += 6
+        x[t, at] = list_scores[t]
+        x[t, at + 1] = best
+        x[t, at + 2] = t
+        x[t, at + 3] = names
+        at += 4
+        direct = scores[item, DIRECT] / followed if followed > 0.0 else np.float32(np.nan)
+        x[t, at] = direct
+        x[t, at + 1] = scores[item, BIGRAM] / followed_two if followed_two > 0.0 else np.float32(np.nan)
+        x[t, at + 2] = min(followed_two, np.float32(30.0))
+        x[t, at + 3] = scores[item, VOTERS]
+        x[t, at + 4] = direct / popularity[item]
+        at += 5
+        last, times = -1, 0
+        for age in range(length):
+            if raw[age] == item:
+                times += 1
+                last = age if last < 0 else last
+        x[t, at] = last if last >= 0 else np.nan
+        x[t, at + 1] = times
+        x[t, at + 2] = length
+        x[t, at + 3] = length - found
+        x[t, at + 4] = current_times
+        x[t, at + 5] = certainty / followed if followed > 0.0 else np.float32(np.nan)
+        at += 6
+        for fact in range(_F):
+            x[t, at + fact] = facts[item, fact]
+        at += _F
+        x[t, at] = facts[current, 0] if current >= 0 else np.float32(np.nan)
+        x[t, at + 1] = facts[current, 3] if current >= 0 else np.float32(np.nan)
+
+
+@njit(cache=True, nogil=True)
+def _excluded(length: int, index: Index, scratch: Scratch) -> int:
+    """The item now viewed where it is never recommended, else -1."""
+    only = len(index.popularity) == 1
+    return scratch.raw[0] if length and index.settings[EXCLUDE_CURRENT] and not only else -1
+
+
+@njit(cache=True, nogil=True)
+def _leave(count: int, scratch: Scratch) -> None:
+    """Work space as it was found."""
+    touched, slots, scores = scratch.touched, scratch.slots, scratch.scores
+    for t in range(count):
+        item = touched[t]
+        slots[item] = -1
+        for column in range(COLUMNS):
+            scores[item, column] = 0.0
+
+
+@njit(cache=True, nogil=True)
+def candidates(hashes: Hashes, counts: Longs, index: Index, scratch: Scratch, items: Ints, rank_sums: Floats,
+               excluded: Ints, bounds: Longs, x: Doubles) -> None:  # fmt: skip
+    """The candidates of each query ``hashes[i, :counts[i]]`` (oldest first), and their features.
+
+    Those of query i are rows ``bounds[i]:bounds[i + 1]`` of ``items``, ``rank_sums`` and ``x``, best first by the
+    sum over ranks. ``excluded[i]`` is the item that must not be recommended, or negative.
+    """
+    bounds[0] = 0
+    for i in range(len(hashes)):
+        length, found = known_items(hashes[i, : counts[i]], index, scratch)
+        count = ask(length, found, index, scratch)
+        excluded[i] = _excluded(length, index, scratch)
+        _name(count, excluded[i], index, scratch)
+        size = _cut(count, index, scratch)
+        start = bounds[i]
+        bounds[i + 1] = start + size
+        _describe(length, found, size, index, scratch, x[start : start + size])
+        items[start : start + size] = scratch.list_items[:size]
+        rank_sums[start : start + size] = scratch.list_scores[:size]
+        _leave(count, scratch)
+
+
+@njit(cache=True, nogil=True)
+def _fill(items: Ints, scores: Floats, size: int, popularity: Floats, excluded: int) -> None:
+    """Fill what is left of one answer with the most popular items that it does not hold yet."""
+    lowest = scores[size - 1] if size else np.float32(1.0)
+    for item in range(len(popularity)):
+        if size == len(items):
+            return
+        taken = item == excluded
+        for j in range(size):
+            taken = taken or items[j] == item
+        if not taken:
+            items[size] = item
+            scores[size] = lowest * popularity[item]
+            size += 1
+
+
+@njit(cache=True, nogil=True)
+def answers(found: Ints, bounds: Longs, raw: Doubles, excluded: Ints, popularity: Floats, items: Ints, scores: Floats
+            ) -> None:  # fmt: skip
+    """Order each query's candidates by the ranker's ``raw`` and write the best as shares that add up to at most 1."""
+    for i in range(len(items)):
+        start, end = bounds[i], bounds[i + 1]
+        own, total = raw[start:end], 0.0
+        order = np.argsort(-own, kind="mergesort")
+        size = min(len(own), items.shape[1])
+        for t in range(len(own)):
+            total += np.exp(own[t] - own[order[0]])
+        for t in range(size):
+            items[i, t] = found[start + order[t]]
+            scores[i, t] = np.exp(own[order[t]] - own[order[0]]) / total
+        _fill(items[i], scores[i], size, popularity, excluded[i])

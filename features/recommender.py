@@ -1,0 +1,331 @@
+"""The recommender as arrays: candidates of six sources, ordered by a ranker, filled up with what is popular.
+
+In: the last items of many sessions as 64-bit hashes. Out: per session the best items with scores. Pure.
+
+Items are numbered by popularity (0 = most popular of late) and sessions by recency (0 = newest), so that ties fall to
+the more popular or newer one by their number alone, and the numbers 0, 1, 2 .. are the answer to a cold session.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features import candidates as compiled
+from features.hashing import hash_buffer
+from features.model_text import parse
+from features.sources import (
+    CLICKS,
+    COLUMNS,
+    CUT,
+    LIST,
+    NEAREST,
+    REACH,
+    SOURCES,
+    VARIANTS,
+    Doubles,
+    Hashes,
+    Index,
+    Longs,
+    Scratch,
+)
+from features.toplist import Floats, Ints
+from features.trees import FlatTrees
+
+_ROWS = 64  # queries whose candidates and features are held at a time
+_SETTINGS = 7
+_NEAREST_MAX, _LIST_MAX = 10_000, 1000
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Candidates:
+    """Candidates of m queries: those of query i are rows ``bounds[i]:bounds[i + 1]`` of ``items`` (int32[c]).
+
+    ``x`` float64[c, F] are the features of :data:`features.candidates.FEATURES`, ``rank_sums`` float32[c] the sums by
+    which the candidates are ordered, and ``excluded`` int32[m] the item that must not be recommended, or negative.
+    """
+
+    items: Ints
+    rank_sums: Floats
+    excluded: Ints
+    bounds: Longs
+    x: Doubles
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Recommender:
+    """A fitted recommender over n items and s sessions.
+
+    Attributes
+    ----------
+    item_bytes, item_offsets : uint8[b], int64[n + 1]
+        UTF-8 ids of the items, the most popular first.
+    rarity : float32[n]
+        How telling an item is (a power of the inverse document frequency), positive.
+    popularity : float32[n]
+        Time-decayed share of clicks over that of item 0, descending from 1.
+    facts : float32[n, 5]
+        What the ranker knows of an item, see :data:`features.candidates.FACTS`.
+    posting_offsets, posting_sessions, posting_places : int64[n + 1], int32[p], int32[p]
+        Per item the sessions that hold it, newest first, and the place of its last occurrence there.
+    next_offsets, next_places : int64[n + 1], int32[e]
+        Per item where in ``sequence`` it was followed by something, newest session first.
+    session_offsets, sequence : int64[s + 1], int32[q]
+        The items of all sessions in order of time, -1 before, between and after them; where each session begins.
+    recency : float32[s, 3]
+        How recent a session is to each variant of the neighbours; positive.
+    place_weights : float32[3, 121]
+        By variant the weight of an item of a neighbour by its distance from the shared one, -60..60.
+    linear_offsets, linear_items, linear_weights : int64[n + 1], int32[l], float32[l]
+        Per item the items that it speaks for by the linear model.
+    transition_offsets, transition_items, transition_weights : int64[n + 1], int32[t], float32[t]
+        Per item the items that came soon after it, with their share.
+    variants : float64[3, 2]
+        By variant the number of nearest sessions, and the decay per click of age in the query.
+    settings : float64[7]
+        See the names in :mod:`features.sources`.
+    ranker : str
+        LightGBM's text of a lambdarank model over the features; empty for the order of the candidates alone.
+    """
+
+    item_bytes: NDArray[np.uint8]
+    item_offsets: Longs
+    rarity: Floats
+    popularity: Floats
+    facts: Floats
+    posting_offsets: Longs
+    posting_sessions: Ints
+    posting_places: Ints
+    next_offsets: Longs
+    next_places: Ints
+    session_offsets: Longs
+    sequence: Ints
+    recency: Floats
+    place_weights: Floats
+    linear_offsets: Longs
+    linear_items: Ints
+    linear_weights: Floats
+    transition_offsets: Longs
+    transition_items: Ints
+    transition_weights: Floats
+    variants: Doubles
+    settings: Doubles
+    ranker: str = ""
+    _index: Index = field(init=False, repr=False)
+    _ids: list[str] = field(init=False, repr=False)
+    _trees: FlatTrees | None = field(init=False, repr=False)
+    _scratch: threading.local = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that would send compiled code outside of them, and index the ids by their hash."""
+        _check(self)
+        hashes = hash_buffer(self.item_bytes, self.item_offsets)
+        order = np.argsort(hashes, kind="stable")
+        arrays = {name: getattr(self, name) for name in Index._fields if name not in ("hashes", "items")}
+        data, bounds = self.item_bytes.tobytes(), self.item_offsets.tolist()
+        object.__setattr__(self, "_index", Index(hashes=hashes[order], items=order.astype(np.int32), **arrays))
+        object.__setattr__(self, "_ids", [data[start:end].decode() for start, end in pairwise(bounds)])
+        object.__setattr__(self, "_trees", FlatTrees(parse(self.ranker)) if self.ranker else None)
+        object.__setattr__(self, "_scratch", threading.local())
+        if self._trees is not None and self._trees.model.names != compiled.FEATURES:
+            raise ValueError("recommender: the ranker was fitted on other features than this program computes")
+
+    @property
+    def items(self) -> int:
+        """The number of items n in the catalogue."""
+        return len(self.popularity)
+
+    def item_id(self, number: int) -> str:
+        """The id of one item."""
+        return self._ids[number]
+
+    def numbers(self, ids: list[str]) -> Longs:
+        """The number of each id, -1 where the catalogue does not hold it; int64[len(ids)]."""
+        known = {id_: number for number, id_ in enumerate(self._ids)}
+        return np.array([known.get(id_, -1) for id_ in ids], np.int64)
+
+    def candidates_many(self, hashes: Hashes, counts: Longs) -> Candidates:
+        """What the ranker is asked about: arguments and errors as of :meth:`recommend_many`."""
+        hashes, counts = _queries(hashes, counts)
+        m, cut = len(hashes), int(self.settings[CUT])
+        items, sums = np.zeros(m * cut, np.int32), np.zeros(m * cut, np.float32)
+        excluded, bounds = np.full(m, -1, np.int32), np.zeros(m + 1, np.int64)
+        x = np.empty((m * cut, compiled.WIDTH))
+        compiled.candidates(hashes, counts, self._index, self._work_space(), items, sums, excluded, bounds, x)
+        end = int(bounds[-1])
+        return Candidates(items[:end], sums[:end], excluded, bounds, x[:end])
+
+    def recommend_many(self, hashes: Hashes, counts: Longs, k: int) -> tuple[Ints, Floats]:
+        """The best items after each of m sessions.
+
+        Parameters
+        ----------
+        hashes : uint64[m, L]
+            The last items of each session by :func:`features.hashing.hash_strings`, oldest first. Only the newest 20
+            are looked at. Items that the catalogue does not hold are left out.
+        counts : int64[m]
+            Row i holds ``hashes[i, :counts[i]]``; the rest of it is not read.
+        k : int
+            Length of an answer.
+
+        Returns
+        -------
+        items : int32[m, k]
+            Item numbers, best first, none twice. Only a catalogue of fewer than k items leaves -1 at the end.
+        scores : float32[m, k]
+            Descending, comparable within a row only; 0 where there is no item.
+
+        Raises
+        ------
+        ValueError
+            If shapes do not fit or a count lies outside 0..L.
+        """
+        hashes, counts = _queries(hashes, counts)
+        if k < 1:
+            raise ValueError(f"k = {k}: a list has at least one item")
+        items, scores = np.full((len(hashes), k), -1, np.int32), np.zeros((len(hashes), k), np.float32)
+        for start in range(0, len(hashes), _ROWS):
+            rows = slice(start, start + _ROWS)
+            found = self.candidates_many(hashes[rows], counts[rows])
+            raw = found.rank_sums.astype(np.float64) if self._trees is None else self._trees.raw(found.x)
+            compiled.answers(found.items, found.bounds, raw, found.excluded, self.popularity, items[rows], scores[rows])
+        return items, scores
+
+    def _work_space(self) -> Scratch:
+        """Work space of this thread, made once: every call leaves it as it found it."""
+        scratch: Scratch | None = getattr(self._scratch, "scratch", None)
+        if scratch is None:
+            n, sessions = self.items, len(self.recency)
+            nearest = int(self.variants[:, NEAREST].max())
+            entries = int(max(self.settings[LIST], self.settings[CUT]))
+            scratch = Scratch(
+                raw=np.zeros(CLICKS, np.int32),
+                query=np.zeros(CLICKS, np.int32),
+                ages=np.zeros(CLICKS, np.int64),
+                overlap=np.zeros((sessions, VARIANTS), np.float32),
+                places=np.zeros(sessions, np.int32),
+                sessions=np.zeros(sessions, np.int32),
+                votes=np.zeros(nearest, np.float32),
+                voters=np.zeros(nearest, np.int32),
+                scores=np.zeros((n, COLUMNS), np.float32),
+                slots=np.full(n, -1, np.int32),
+                touched=np.zeros(n, np.int32),
+                list_scores=np.zeros(entries, np.float32),
+                list_items=np.zeros(entries, np.int32),
+                ranks=np.zeros((n, len(SOURCES)), np.int32),
+                counts=np.zeros(2),
+            )
+            self._scratch.scratch = scratch
+        return scratch
+
+    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
+        """The arrays by name, fit for ``np.savez``; the ranker is a text of its own."""
+        return {name: getattr(self, name) for name in _ARRAYS}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]], ranker: str = "") -> Recommender:
+        """The inverse of :meth:`to_arrays`.
+
+        Raises
+        ------
+        ValueError
+            If an array is missing, of another type, or does not fit the others, or the ranker cannot be read.
+        """
+        found = {}
+        for name, (kind, dimensions) in _ARRAYS.items():
+            array = arrays.get(name)
+            if array is None or array.dtype != kind or array.ndim != dimensions:
+                raise ValueError(f"recommender: {name!r} is not an array of {kind} with {dimensions} dimensions")
+            found[name] = np.ascontiguousarray(array)
+        return cls(**found, ranker=ranker)
+
+
+def _array(name: str, annotation: object) -> tuple[np.dtype[np.generic], int]:
+    kinds = {"Longs": np.int64, "Ints": np.int32, "Floats": np.float32, "Doubles": np.float64}
+    kind = np.dtype(kinds.get(str(annotation), np.uint8))
+    return kind, 2 if name in ("facts", "recency", "place_weights", "variants") else 1
+
+
+_ARRAYS = {f.name: _array(f.name, f.type) for f in fields(Recommender) if f.init and f.name != "ranker"}
+
+
+def _queries(hashes: Hashes, counts: Longs) -> tuple[Hashes, Longs]:
+    if hashes.ndim != 2 or counts.shape != (len(hashes),):
+        raise ValueError(f"sessions of shape {hashes.shape} with counts of {counts.shape}")
+    if len(counts) and not (counts.min() >= 0 and counts.max() <= hashes.shape[1]):
+        raise ValueError(f"counts reach from {counts.min()} to {counts.max()}; a row holds {hashes.shape[1]}")
+    return np.ascontiguousarray(hashes, np.uint64), np.ascontiguousarray(counts, np.int64)
+
+
+def _offsets_fit(offsets: Longs, groups: int, total: int) -> bool:
+    return (
+        len(offsets) == groups + 1 and offsets[0] == 0 and offsets[-1] == total and bool((np.diff(offsets) >= 0).all())
+    )
+
+
+def _inside(numbers: Ints, limit: int, lowest: int = 0) -> bool:
+    return len(numbers) == 0 or (int(numbers.min()) >= lowest and int(numbers.max()) < limit)
+
+
+def _positive(weights: Floats) -> bool:
+    return bool((np.isfinite(weights) & (weights > 0)).all())
+
+
+def _check(model: Recommender) -> None:
+    n, s = len(model.popularity), len(model.recency)
+    lists = (("posting", "sessions", s), ("linear", "items", n), ("transition", "items", n))
+    whole = (
+        n > 0
+        and _offsets_fit(model.item_offsets, n, len(model.item_bytes))
+        and all(
+            _offsets_fit(getattr(model, f"{name}_offsets"), n, len(getattr(model, f"{name}_{what}")))
+            and _inside(getattr(model, f"{name}_{what}"), limit)
+            for name, what, limit in lists
+        )
+        and _offsets_fit(model.next_offsets, n, len(model.next_places))
+        and _sequence_fits(model, n, s)
+        and len(model.posting_places) == len(model.posting_sessions)
+        and len(model.linear_weights) == len(model.linear_items)
+        and len(model.transition_weights) == len(model.transition_items)
+        and len(model.rarity) == n
+        and model.facts.shape == (n, len(compiled.FACTS))
+        and model.recency.shape == (s, VARIANTS)
+        and model.place_weights.shape == (VARIANTS, 2 * REACH + 1)
+        and all(map(_positive, (model.rarity, model.recency, model.popularity)))
+        and all(bool(np.isfinite(a).all()) for a in (model.place_weights, model.linear_weights,
+                                                     model.transition_weights, model.variants, model.settings))
+        and model.variants.shape == (VARIANTS, 2)
+        and len(model.settings) == _SETTINGS
+        and model.variants[:, NEAREST].min() >= 1 and model.variants[:, NEAREST].max() <= _NEAREST_MAX
+        and all(1 <= model.settings[place] <= _LIST_MAX for place in (LIST, CUT))
+    )  # fmt: skip
+    if not whole:
+        raise ValueError(f"recommender: the arrays of {n} items and {s} sessions do not fit each other")
+
+
+def _sequence_fits(model: Recommender, n: int, s: int) -> bool:
+    """Whether places in sessions, and the step before and after each place that was followed, lie inside."""
+    sequence, begins = model.sequence, model.session_offsets
+    if not (len(begins) == s + 1 and len(sequence) and _inside(sequence, n, -1) and sequence[0] == sequence[-1] == -1):
+        return False
+    if not (begins[0] >= 0 and begins[-1] == len(sequence) and bool((np.diff(begins) > 0).all())):
+        return False
+    lengths = np.diff(begins)
+    if len(model.posting_places) and not _inside(model.posting_places, int(lengths.max())):
+        return False
+    if len(model.posting_places) and bool((model.posting_places >= lengths[model.posting_sessions]).any()):
+        return False
+    places = model.next_places
+    followed = _inside(places, len(sequence) - 1, 1)
+    return followed and bool((sequence[places + 1] >= 0).all()) and _sessions_apart(model)
+
+
+def _sessions_apart(model: Recommender) -> bool:
+    """Whether -1 stands between the sessions and nowhere in them, so that no walk leaves its session."""
+    ends = model.session_offsets[1:] - 1
+    return np.array_equal(np.flatnonzero(model.sequence < 0)[1:], ends)
