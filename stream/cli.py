@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from features.errors import HeadraceError, SettingsError
+from stream.backtest_command import backtest_app
 from stream.processes import ONE_THREAD
 from stream.settings import Settings, load_settings, named_settings
 
@@ -111,6 +112,12 @@ def _schema(settings: Settings) -> Schema:
     from features.schema import load_schema
 
     return load_schema(settings.schema)
+
+
+def settings_and_schema(config: Path | None, **flags: object) -> tuple[Settings, Schema]:
+    """For commands that stand in files of their own."""
+    settings = _load(config, **flags)
+    return settings, _schema(settings)
 
 
 def _quiet() -> None:
@@ -363,6 +370,9 @@ def repartition(
     from stream import repartition as module
 
     module.run(settings, _schema(settings), source, target, kind=kind, partitions=partitions)
+
+
+app.add_typer(backtest_app, name="backtest")
 
 
 def main() -> None:

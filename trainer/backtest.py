@@ -109,7 +109,7 @@ def check(table: pa.Table, schema: TransactionSchema, protocol: Protocol) -> Non
     TrainingError
         With what is missing and what would help.
     """
-    times, day = table[schema.time].to_numpy(), _date
+    times, day = table[schema.time].to_numpy(), date_of
     first, last = int(times[0]), int(times[-1])
     label = table[schema.label]
     judged = table.num_rows - label.null_count
@@ -154,7 +154,7 @@ def run(table: pa.Table, schema: TransactionSchema, vectors: Vectors, protocol: 
         rows = np.arange(low, high)
         if not len(rows):
             raise TrainingError(
-                f"no transaction lies in the test days from {_date(start)}; choose another --test-start"
+                f"no transaction lies in the test days from {date_of(start)}; choose another --test-start"
             )
         fold = _fitted(table, schema, vectors, protocol, replace(settings), number, start, progress)
         fold = replace(fold, rows=slice(first, first + len(rows)))
@@ -189,7 +189,9 @@ def _fitted(table: pa.Table, schema: TransactionSchema, vectors: Vectors, protoc
     try:
         fit = fit_fraud(judged, features, settings, lambda d, t: progress(f"fold {number + 1}", d, t))
     except TrainingError as error:
-        raise TrainingError(f"fold {number + 1}, trained on {_date(begin)} to {_date(mature - 1)}: {error}") from None
+        raise TrainingError(
+            f"fold {number + 1}, trained on {date_of(begin)} to {date_of(mature - 1)}: {error}"
+        ) from None
     forest = fit_isolation(vectors.x[rows], features=features, seed=settings.seed, threads=settings.threads)
     model = FraudModel(fit.text, forest, features, fit.thresholds, f"fold-{number + 1}")
     return Fold(number, start, begin, slice(0, 0), len(judged.fraud), int(judged.fraud.sum()), model,
@@ -233,5 +235,6 @@ def _known(times: Longs, card: Longs, fraud: NDArray[np.bool_], at: Longs, folds
     return known
 
 
-def _date(time_ms: int) -> str:
+def date_of(time_ms: int) -> str:
+    """The day of a time, in UTC."""
     return str(np.datetime64(time_ms, "ms").astype("datetime64[D]"))
