@@ -138,8 +138,8 @@ def markdown(facts: dict[str, Any]) -> str:
     train = "all mature history" if p["train_days"] is None else f"{p['train_days']} days"
     error, left_out = facts["calibration_error"], facts["left_out"]
     intro = (
-        f"{p['folds']} folds of {p['test_days']} days from {p['start']}, labels {p['delay_days']} days late, trained on "
-        f"{train}. Left out are {left_out['of_known_cards']:,} transactions of cards known to be compromised and "
+        f"{p['folds']} folds of {p['test_days']} days from {p['start']}, labels {p['delay_days']} days late, trained "
+        f"on {train}. Left out are {left_out['of_known_cards']:,} transactions of cards known to be compromised and "
         f"{left_out['never_judged']:,} that nobody judged."
     )
     calibration = (
