@@ -68,8 +68,8 @@ def test_the_command_writes_scores_vectors_and_a_report_without_a_hole(history: 
     day = backtest.date_of(start_of(table, 32))
     out, report, features = tmp_path / "deep" / "scores.parquet", tmp_path / "report", tmp_path / "features.parquet"
     done = command(history, "--test-start", day, "--folds", "1", "--test-days", "6", "--delay-days", "2",
-                   "--train-days", "all", "--out", str(out), "--report", str(report), "--features", str(features), "--threads", "1",
-                   "--cards-a-day", "5")  # fmt: skip
+                   "--train-days", "all", "--out", str(out), "--report", str(report), "--features", str(features),
+                   "--threads", "1", "--cards-a-day", "5")  # fmt: skip
     assert done.exit_code == 0, done.output
     scores = pq.read_table(out)
     assert scores.column_names == ["event_id", "event_time", "card_id", "fold", "score", "anomaly", "action", "reasons"]
