@@ -22,8 +22,8 @@ _EULER = 0.5772156649015329
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 QUANTILES = 1001
 ROWS_MIN = 2
-# Amounts against what is usual, and what is known of earlier frauds. Low values of them are no anomaly.
-AGGREGATES = ("value", "usual_ratio", "usual_zscore", "fraud_run", "fraud_count")
+# Amounts, by themselves and against what is usual, and runs of frauds. Low values of them are no anomaly.
+AGGREGATES = ("value", "usual_ratio", "usual_zscore", "fraud_run")
 _USUAL = {"usual_ratio": 1.0, "usual_zscore": 0.0}
 
 
@@ -35,9 +35,16 @@ def mean_path_length(rows: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def columns_of(features: Sequence[Feature], columns: int) -> NDArray[np.int64]:
-    """Those of so many ``columns`` that the forest is fitted on; all of them where none says so."""
-    chosen = [i for i, feature in enumerate(features) if feature.aggregate in AGGREGATES]
-    return np.array(chosen or range(columns), np.int64)
+    """Those of so many ``columns`` that the forest is fitted on; all of them where nothing is known of what is usual.
+
+    The run of the key itself is left out: a card with frauds is blocked, and what comes after it is rarely one more.
+    """
+    keys = {feature.entity for feature in features if feature.aggregate in _USUAL}
+    chosen = [
+        i for i, feature in enumerate(features)
+        if feature.aggregate in AGGREGATES and not (feature.aggregate == "fraud_run" and feature.entity in keys)
+    ]  # fmt: skip
+    return np.array(chosen if keys else range(columns), np.int64)
 
 
 def one_sided(x: NDArray[np.float64], features: Sequence[Feature]) -> NDArray[np.float64]:
