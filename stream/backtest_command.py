@@ -39,9 +39,10 @@ def fraud(
     """Backtest the fraud models on a history file."""
     from stream import backtest as module
     from stream.cli import settings_and_schema
+    from trainer.backtest import Protocol
 
     settings, found = settings_and_schema(config, schema=schema, trainer__seed=seed)
-    protocol = module.Protocol(
+    protocol = Protocol(
         start_ms=module.day_ms(test_start),
         folds=folds,
         test_days=test_days,

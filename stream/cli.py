@@ -116,7 +116,7 @@ def _schema(settings: Settings) -> Schema:
 
 def settings_and_schema(config: Path | None, **flags: object) -> tuple[Settings, Schema]:
     """For commands that stand in files of their own."""
-    settings = _load(config, **flags)
+    settings = _load(config, None, **flags)
     return settings, _schema(settings)
 
 

@@ -39,7 +39,7 @@ def test_leaves_carry_the_correction_bit_for_bit_into_the_served_model() -> None
     booster = lgb.train(
         {"objective": "binary", "verbosity": -1, "num_threads": 1}, lgb.Dataset(x, fraud.astype(float)), 20
     )
-    raw = booster.predict(x, raw_score=True, num_threads=1)
+    raw = np.asarray(booster.predict(x, raw_score=True, num_threads=1))
     wanted = 1.0 / (1.0 + np.exp(-(0.7 * raw - 0.3)))
     text = calibrated(booster, Calibration(0.7, -0.3)).model_to_string()
     served = FlatTrees(parse(text)).probability(x)

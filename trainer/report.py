@@ -72,7 +72,8 @@ def figures(backtests: Sequence[tuple[int, Backtest]], protocol: Protocol, amoun
     k : int
         Cards looked at a day.
     """
-    seeds, per_seed = [seed for seed, _ in backtests], []
+    seeds = [seed for seed, _ in backtests]
+    per_seed: list[dict[str, Any]] = []
     for seed, backtest in backtests:
         folds = _fold_figures(backtest, protocol, k, backtest.scores.score)
         means = {name: _mean([fold[name] for fold in folds]) for name in (*_NAMES, "card_precision")}
