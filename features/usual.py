@@ -4,9 +4,10 @@ In: numeric values of its transactions in their order. Out: columns of feature v
 floats of a row, changed in place: of each field weight, mean, variance and the time of the last unusual value.
 
 Values count equally up to the hundredth, from then on each new one weighs a hundredth (exponential forgetting). From
-the fourth value on one that lies further from the mean than 1.75 times its size and than three deviations is *unusual*:
-it counts as if it lay just there. So a mean is raised by the first fraud of 9 times the usual amount by 1.75 / n of
-itself and not by 8 / n, and a card whose owner comes into money is still followed.
+the fourth value on one that lies further from the mean than 1.75 times its size is *unusual*, and counts as if it lay
+just there; than three deviations, where the deviation is larger than the mean, as of values of either sign. So a mean
+is raised by the first fraud of 9 times the usual amount by 1.75 / n of itself and not by 8 / n, and a card whose owner
+comes into money is still followed.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def usual(values: Floats, v: int, time: int, floats: Floats, u: int, fields: int
         out[o + columns[k, 1]] = zscore
         out[o + columns[k, 2]] = max(time - last, 0.0) / 1000.0 if last > 0.0 else np.nan
         if folds and value == value:
-            room = max(_SHARE * size, _DEVIATIONS * deviation)
+            room = _SHARE * size if size >= deviation else _DEVIATIONS * deviation
             if weight >= _TRUSTED and room > 0.0:
                 if abs(value - mean) > room:
                     floats[p + 3] = max(last, float(time))

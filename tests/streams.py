@@ -178,7 +178,8 @@ class Recall:
             if past:
                 mean = math.fsum(past) / len(past)
                 deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in past) / len(past))
-                spread, room = deviation + 0.1 * abs(mean), max(1.75 * abs(mean), 3 * deviation)
+                spread = deviation + 0.1 * abs(mean)
+                room = 1.75 * abs(mean) if abs(mean) >= deviation else 3 * deviation
                 ratio = value / mean if mean else math.nan
                 out[*name, "usual_ratio"] = ratio
                 out[*name, "usual_zscore"] = (value - mean) / spread if spread else math.nan
