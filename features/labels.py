@@ -8,8 +8,9 @@ good one of the same moment; 0 is none. They stand in ascending order. What is o
 is dropped, since it could only be read again if both were taken back. The level says how unusual the judged transaction
 was for its key (:mod:`features.usual`); that of a good label is not kept.
 
-The newest of several shards' labels are the newest of all of them, so merging is exact, until labels are taken back: of
-more than eight, those that had to go are not found again.
+Of more than eight the oldest goes; in a run that fills the row, the oldest but the good label before the run and its
+first fraud, so that the run's age is right however long it is. Shards merge exactly as long as they hold no more than
+eight together. A label that had to go is not found again when others are taken back.
 """
 
 from __future__ import annotations
@@ -40,6 +41,15 @@ def keep_label(ints: Ints, end: int, kept: int, entry: int) -> None:
     if kept == 0 or entry <= ints[start]:
         return
     k = start
+    if ints[start] != 0:
+        good = end - 1
+        while good >= start and ints[good] & FRAUD != 0:
+            good -= 1
+        # When a run began is told by the good label before it and its first fraud: those behind them go.
+        gone = start + 2 if good == start else start + 1 if good < start else start
+        while gone > start:
+            ints[gone] = ints[gone - 1]
+            gone -= 1
     while k + 1 < end and ints[k + 1] < entry:
         ints[k] = ints[k + 1]
         k += 1

@@ -28,10 +28,14 @@ def statistics(past: list[float], value: float) -> dict[str, float]:
 
 
 def keep(kept: list[Any], moves: Any) -> list[Any]:
-    """The newest eight labels (time, fraud, level) after the ``moves``, from the second-newest good one on."""
+    """Eight labels (time, fraud, level) after the ``moves``, from the second-newest good one on, first of a run too."""
     for time, labels, frauds, level in moves:
         entry = (time, abs(frauds), level if frauds else 0)
         if labels > 0:
+            if len(kept) == 8 and entry > kept[0]:
+                newest_good = max((i for i, label in enumerate(kept) if not label[1]), default=-1)
+                gone = {-1: 1, 0: 2}.get(newest_good, 0)
+                kept = kept[:gone] + kept[gone + 1 :]
             kept = sorted([*kept, entry])[-8:]
             goods = [i for i, label in enumerate(kept) if not label[1]]
             kept = kept[goods[-2] :] if len(goods) > 1 else kept

@@ -26,14 +26,14 @@ def test_a_run_grows_with_each_fraud_and_ends_with_a_good_label() -> None:
     assert good[1:] == [5.0, 15.0, 25.0, 5.0] and math.isnan(good[0])
 
 
-def test_no_more_than_eight_labels_are_known_one_by_one() -> None:
+def test_a_long_run_counts_to_seven_and_is_as_old_as_it_is() -> None:
     story = [card("good", 0, who="g"), verdict("good", 1, 0, who="g")]
     for i in range(10):
         story += [card(f"e{i}", 10 + i, who=f"w{i}"), verdict(f"e{i}", 1000 * (i + 1), 1, who=f"w{i}")]
     story.append(card("last", 20_000, who="z"))
-    assert values(story, "merchant_fraud_run")[-1] == 8.0
-    assert values(story, "merchant_seconds_since_fraud_run")[-1] == 17.0
-    assert math.isnan(values(story, "merchant_seconds_since_good_label")[-1])
+    assert values(story, "merchant_fraud_run")[-1] == 7.0  # the good label before it takes the eighth place
+    assert values(story, "merchant_seconds_since_fraud_run")[-1] == 19.0
+    assert values(story, "merchant_seconds_since_good_label")[-1] == 19.999
 
 
 def test_labels_count_by_their_times_however_they_come() -> None:
