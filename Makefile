@@ -1,7 +1,7 @@
 # Everything happens in .venv beside this file. Only relative paths, so that the path of the checkout may hold spaces.
 # What set-up says goes to stderr: `make up ARGS="--json"` prints its answer and nothing else.
 
-.PHONY: setup up test lint bench clean lock
+.PHONY: setup up test lint bench chaos soak mutations fuzz clean lock
 .DEFAULT_GOAL := setup
 ARGS ?=
 PYTHON ?=
@@ -49,9 +49,27 @@ test: lint ## everything above and the tests: make test ARGS="-k redis"
 bench: setup ## the benchmark, on real Kafka and Redis: make bench ARGS="--quick --out bench.json"
 	@$(RUN) bench $(ARGS)
 
+SEED ?= 1
+ROUNDS ?= 1
+FAULTS ?=
+OUT ?=
+CHAOS := $(RUN) chaos --seed $(SEED) $(if $(OUT),--out $(OUT)) $(ARGS)
+
+chaos: setup ## faults on real Kafka and Redis: make chaos ROUNDS=3 SEED=1 FAULTS=1,2,3 OUT=chaos.json
+	@$(CHAOS) --rounds $(ROUNDS) --faults "$(FAULTS)"
+
+soak: setup ## fault 25 for 30 minutes
+	@CHAOS_SOAK_S=1800 $(CHAOS) --faults 25
+
+mutations: setup ## every mutation of the source must be caught by its fault: make mutations OUT=mutations.json
+	@$(RUN) chaos.mutations $(if $(OUT),--out $(OUT)) $(ARGS)
+
+fuzz: setup ## coverage-guided search for records and schemas that break something: make fuzz ARGS="--seconds 600"
+	@$(RUN) fuzz $(ARGS)
+
 clean: ## removes what set-up and tests have made
 	rm -rf .venv build dist headrace.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find features trainer stream tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	find features trainer stream tests bench chaos fuzz -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Resolved on the oldest Python, because what installs there has wheels for the newer ones too; the reverse is not so.
 # PIP_FIND_LINKS is unset so that the hashes are those of the public registry.

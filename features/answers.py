@@ -117,8 +117,8 @@ def _allowed(topic: _U8, partition: int, offsets: _Ints, id_data: _U8, id_starts
 
 
 def allowed(topic: str, partition: int, offsets: _Ints, event_id: Texts, key: Texts, times: _Ints, scores: _Ints,
-            anomalies: _Ints, version: str, positions: _Ints, repeats: NDArray[np.int8]) -> list[bytes]:  # fmt: skip
-    """The JSON of n decisions to allow.
+            anomalies: _Ints, version: str, positions: _Ints, repeats: NDArray[np.int8]) -> Texts:  # fmt: skip
+    """The JSON of each of n decisions to allow.
 
     Parameters
     ----------
@@ -142,6 +142,4 @@ def allowed(topic: str, partition: int, offsets: _Ints, event_id: Texts, key: Te
     ends = np.zeros(len(offsets), np.int64)
     _allowed(name, partition, offsets, event_id.data, event_id.starts, event_id.ends, key.data, key.starts, key.ends,
              times, scores, anomalies, label, positions, repeats, _PIECES, _BOUNDS, out, ends)  # fmt: skip
-    data = out[: int(ends[-1]) if len(ends) else 0].tobytes()
-    stops = ends.tolist()
-    return [data[a:b] for a, b in zip([0, *stops], stops, strict=False)]
+    return Texts(out[: int(ends[-1]) if len(ends) else 0], np.concatenate([[0], ends[:-1]])[: len(ends)], ends)

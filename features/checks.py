@@ -5,7 +5,9 @@ In: values as msgspec read them. Out: clean values, or :class:`~features.errors.
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,6 +21,24 @@ from features.schema import TransactionSchema
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _RANGE = "from 2000-01-01 up to 2100-01-01"
+
+
+class Refused(bytes):
+    """No bytes, in the place of a value that must not be looked at: why it cannot be decided is known already.
+
+    ``given`` is the value, if there is one. With a ``first`` its record stands for all from that offset to its own.
+    """
+
+    code: DeadLetterReason
+    sentence: str
+    given: bytes | None
+    first: int | None
+
+    @classmethod
+    def of(cls, code: DeadLetterReason, sentence: str, given: bytes | None = None, first: int | None = None) -> Refused:
+        self = cls()
+        self.code, self.sentence, self.given, self.first = code, sentence, given, first
+        return self
 
 
 def parse_time_ms(value: str | int) -> int:
@@ -81,6 +101,39 @@ def reason_of(error: Exception) -> tuple[DeadLetterReason, str]:
     if isinstance(error, UnicodeDecodeError):
         return "malformed_json", f"not UTF-8: {text}"
     return "malformed_json", text
+
+
+def _repeated(pairs: list[tuple[str, Any]]) -> str | None:
+    if len(dict(pairs)) == len(pairs):
+        return None
+    seen: set[str] = set()
+    return next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+
+
+def check_names(value: bytes, quoted: Sequence[bytes]) -> None:
+    """See that no field stands twice in a JSON object, since readers differ in which of the two counts, and that all
+    of it is UTF-8, since msgspec does not look into fields that it skips.
+
+    ``quoted`` are the names of the fields that are looked at, as JSON has them; an unknown one is nobody's matter.
+
+    Raises
+    ------
+    BadEvent
+        If one does.
+    UnicodeDecodeError
+        If it is not UTF-8.
+    """
+    _ = value.decode()
+    # A tenth of the time of reading it again, and nearly always enough; escapes may spell a name in another way.
+    if b"\\u" not in value and max(map(value.count, quoted)) < 2:
+        return
+    # The object of the whole comes last; of those inside only the names are looked at, never what becomes of them.
+    try:
+        name = json.loads(value, object_pairs_hook=_repeated, parse_int=len, parse_float=len, strict=False)
+    except ValueError as error:  # msgspec has read it, so it does not come to this
+        raise BadEvent("malformed_json", f"JSON is malformed: {error}") from None
+    if name is not None:
+        raise BadEvent("malformed_json", f"the field {name[:40]!r} stands twice")
 
 
 def clean_numbers(schema: TransactionSchema, message: Any) -> list[float]:

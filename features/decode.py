@@ -11,6 +11,7 @@ them, are decoded one by one here, and what is said here holds.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from features.checks import clean_id, clean_numbers, parse_time_ms, reason_of
+from features.checks import Refused, check_names, clean_id, clean_numbers, parse_time_ms, reason_of
 from features.encoding import category_buckets, span_buckets
 from features.errors import BadEvent
 from features.messages import (
@@ -87,6 +88,27 @@ class TransactionBatch:
             [ids.take(at) for ids in self.entities], self.fraud[at], self.bad, self.unknown_fields,
         )  # fmt: skip
 
+    def split(self, sizes: Sequence[int]) -> list[TransactionBatch]:
+        """The batches of consecutive records, so many each; their indices count from 0 again.
+
+        What counts records for all of them (``unknown_fields``) is with the first.
+        """
+        if len(sizes) == 1:
+            return [self]
+        batches: list[TransactionBatch] = []
+        begin, record = 0, 0
+        for size in sizes:
+            end = bisect_left(self.rows, record + size)
+            at = slice(begin, end)
+            rows = [row - record for row in self.rows[at]] if record else self.rows[at]
+            bad = [Bad(b.index - record, b.code, b.sentence) for b in self.bad if 0 <= b.index - record < size]
+            batches.append(TransactionBatch(
+                rows, self.event_id.part(at), self.time[at], self.values[at], self.categories[at],
+                [ids.part(at) for ids in self.entities], self.fraud[at], bad, 0 if batches else self.unknown_fields,
+            ))  # fmt: skip
+            begin, record = end, record + size
+        return batches
+
 
 @dataclass(slots=True)
 class ClickBatch:
@@ -111,6 +133,7 @@ class _Decoder:
                  fields: Sequence[tuple[str, int, bool]]) -> None:  # fmt: skip
         self.limits = limits
         self._fields = Fields(fields)
+        self._quoted = [f'"{name}"'.encode() for name, _, _ in fields]
         self._strict: Callable[[bytes], Any] = msgspec.json.Decoder(strict).decode
         self._lenient: Callable[[bytes], Any] = msgspec.json.Decoder(lenient).decode
 
@@ -120,19 +143,26 @@ class _Decoder:
     def _message(self, value: bytes | None) -> tuple[Any, int]:
         """The message, and 1 if it has fields that nobody knows."""
         if not value:
+            if isinstance(value, Refused):
+                raise BadEvent(value.code, value.sentence)
             raise BadEvent("empty", "the record has no value")
         if len(value) > self.limits.message_bytes_max:
             limit = self.limits.message_bytes_max
             raise BadEvent("oversized", f"the record has {len(value)} bytes; at most {limit} (message_bytes_max)")
+        extra = 0
         try:
-            return self._strict(value), 0
+            message = self._strict(value)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             if "unknown field" not in str(error):
                 raise BadEvent(*reason_of(error)) from None
+            extra = 1
         try:
-            return self._lenient(value), 1
+            if extra:
+                message = self._lenient(value)
+            check_names(value, self._quoted)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadEvent(*reason_of(error)) from None
+        return message, extra
 
     def _time(self, value: str | int, latest_ms: int) -> int:
         time_ms = parse_time_ms(value)
@@ -173,16 +203,6 @@ class _Decoder:
 
     def _in_time(self, times: NDArray[np.int64], timestamps: Sequence[int]) -> NDArray[np.bool_]:
         return times <= np.array(timestamps, np.int64) + self.limits.ahead_max_ms
-
-
-def _patched(texts: Texts, at: NDArray[np.int64], given: Sequence[str]) -> Texts:
-    """The texts with those at ``at`` replaced."""
-    if not len(at):
-        return texts
-    extra = Texts.of(given)
-    starts, ends = texts.starts.copy(), texts.ends.copy()
-    starts[at], ends[at] = extra.starts + len(texts.data), extra.ends + len(texts.data)
-    return Texts(np.concatenate([texts.data, extra.data]), starts, ends)
 
 
 class _EntityReader:
@@ -230,12 +250,12 @@ class _EventDecoder(_Decoder):
         ids = []
         for e, names in enumerate(self._entities.combined):
             plain = spans(names[0]) if len(names) == 1 else Texts.joined([spans(n) for n in names], ID_SEPARATOR)
-            ids.append(_patched(plain, at, [all_[e] for all_ in entities]))
+            ids.append(plain.replaced(at, [all_[e].encode() for all_ in entities]))
         times = times[rows]
         times[at] = time
         batch = TransactionBatch(
             rows=rows.tolist(),
-            event_id=_patched(spans(schema.id), at, event_id),
+            event_id=spans(schema.id).replaced(at, [id_.encode() for id_ in event_id]),
             time=times,
             values=np.full((len(rows), len(schema.numeric)), np.nan),
             categories=np.full((len(rows), len(schema.categorical)), np.nan),

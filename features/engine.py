@@ -17,6 +17,8 @@ from features import event, kernel, memory
 from features.catalogue import NEVER, Catalogue, Layout
 from features.kernel import Bytes, Floats, Ints
 
+_DOUBLED_TO = 8192  # rows
+
 
 class Rows:
     """State rows of one entity kind: two arrays that grow, and a list of free rows."""
@@ -43,24 +45,29 @@ class Rows:
 
     def grow(self, rows: int) -> None:
         """Add ``rows`` cleared rows."""
-        first = len(self.ints)
-        ints = np.zeros((first + rows, self.layout.ints), np.int64)
-        floats = np.zeros((first + rows, self.layout.floats), np.float64)
-        ints[:first], floats[:first] = self.ints, self.floats
-        ints[first:, :3] = NEVER
-        self.ints, self.floats = ints, floats
+        first, layout = len(self.ints), self.layout
+        # In place, pages move without being copied. numpy refuses where somebody has a view, so no view goes stale.
+        try:
+            self.ints.resize((first + rows, layout.ints))
+        except ValueError:
+            self.ints = np.concatenate([self.ints, np.zeros((rows, layout.ints), np.int64)])
+        try:
+            self.floats.resize((first + rows, layout.floats))
+        except ValueError:
+            self.floats = np.concatenate([self.floats, np.zeros((rows, layout.floats), np.float64)])
+        self.ints[first:, :3] = NEVER
         self.free.extend(range(first + rows - 1, first - 1, -1))
 
     def take(self) -> int:
         """A cleared row that is now in use."""
         if not self.free:
-            self.grow(max(256, len(self.ints)))
+            self.grow(self._step())
         return self.free.pop()
 
     def spare(self, count: int) -> Ints:
         """The next ``count`` cleared rows that :meth:`spend` would take, int64[count]."""
         if len(self.free) < count:
-            self.grow(max(256, len(self.ints), count))
+            self.grow(max(self._step(), count - len(self.free)))
         return np.array(self.free[len(self.free) - count :][::-1], np.int64)
 
     def spend(self, count: int) -> None:
@@ -72,6 +79,10 @@ class Rows:
         self.ints[rows] = 0
         self.ints[rows, :3] = NEVER
         self.free.extend(rows.tolist())
+
+    def _step(self) -> int:
+        """How many rows to grow by: twice as many while there are few, later a quarter more, since memory is dear."""
+        return max(256, len(self.ints) if len(self.ints) < _DOUBLED_TO else len(self.ints) // 4)
 
     def merge(self, rows: Ints, view: int) -> None:
         """Make row ``view`` the sum of ``rows``, see :func:`features.kernel.merge`."""

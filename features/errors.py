@@ -15,8 +15,11 @@
     │   ├── StateMissing           Redis is empty although the group has committed offsets
     │   └── StateMismatch          state of another feature schema or partition count
     ├── TopicError             topics that are missing or of the wrong shape
-    ├── ServiceUnavailable     Kafka or Redis cannot be reached (worth a retry)
-    │   └── RedisUnavailable       Redis it is
+    ├── ArchiveError           an archive that does not fit the topics, or lacks what is needed of it
+    ├── ServiceUnavailable     Kafka, Redis or the archive cannot be reached (worth a retry)
+    │   ├── RedisUnavailable       Redis it is
+    │   └── ArchiveUnavailable     the filesystem of the archive it is
+    ├── ComputeFailed          a bug of ours met in a cycle; the record that it needs is being looked for
     └── BadEvent               one input record that cannot be decided; becomes a dead letter
 
 A message names the value, the limit and the way out.
@@ -83,12 +86,24 @@ class TopicError(HeadraceError):
     """Topics that are missing or of the wrong shape."""
 
 
+class ArchiveError(HeadraceError):
+    """An archive that does not fit the topics, or lacks what is needed of it."""
+
+
 class ServiceUnavailable(HeadraceError):
-    """Kafka or Redis cannot be reached; worth a retry."""
+    """Kafka, Redis or the archive cannot be reached; worth a retry."""
 
 
 class RedisUnavailable(ServiceUnavailable):
     """Redis cannot be reached, or refused a command."""
+
+
+class ArchiveUnavailable(ServiceUnavailable):
+    """The filesystem of the archive cannot be reached, or refused an operation."""
+
+
+class ComputeFailed(HeadraceError):
+    """Our own code raised while a cycle was computed; its records are read again in smaller cycles."""
 
 
 class BadEvent(HeadraceError):

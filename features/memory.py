@@ -4,7 +4,7 @@ In: the same columns of operations as :mod:`features.kernel`, and the key entity
 labels, memory features; the rows changed in place. No IO, no clock.
 
 The memory is a ring of ``TransactionSchema.memory`` events; what is older is forgotten, which is the horizon for
-joining labels and recognising repeats. It empties when nothing has been put in for twice the longest window, or for
+joining labels and recognising repeats. It empties when the newest event in it lies twice the longest window back, or
 three times before the watermark.
 """
 
@@ -113,8 +113,11 @@ def recall(kind: Bytes, time: Ints, marks: Ints, event_hash: Ints, values: Float
         size, head = ints[head_at + 1], ints[head_at]
         pushed = ints[start + memory + (head if head > 0 else memory) - 1]
         if size > 0 and (time[n] - pushed > dims[5] or marks[n] - pushed > dims[5] + dims[5] // 2):
-            ints[head_at:start] = 0
-            size, head = 0, 0
+            for k in range(start + memory, start + memory + size):
+                pushed = max(pushed, ints[k])  # the last one may have come years late
+            if time[n] - pushed > dims[5] or marks[n] - pushed > dims[5] + dims[5] // 2:
+                ints[head_at:start] = 0
+                size, head = 0, 0
         if size == 0:
             floats[f + usual_at : f + usual_at + USUAL_FLOATS * fields] = 0.0
         found = _find(ints, start, size, event_hash[n])

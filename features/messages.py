@@ -34,6 +34,8 @@ DeadLetterReason = Literal[
     "oversized",
     "empty",
     "wrong_partition",
+    "unreadable_batch",
+    "internal",
 ]
 
 
@@ -68,6 +70,7 @@ class Decision(msgspec.Struct, kw_only=True):
     ``key`` is the id of the key entity, ``score`` the probability of fraud and ``anomaly`` how unusual the vector is,
     both in 0..1. ``label_position`` is the next offset of the label partition of the same number: all labels below it
     were known. ``duplicate`` marks a transaction whose event id was decided before; it repeats that decision.
+    ``values`` are all features by name, of a sample of the decisions (``worker.vector_sample``).
     """
 
     decision_id: str
@@ -81,6 +84,7 @@ class Decision(msgspec.Struct, kw_only=True):
     model_version: str
     label_position: int
     duplicate: bool = False
+    values: dict[str, float | None] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Alert(msgspec.Struct, kw_only=True):
@@ -122,7 +126,10 @@ class Recommendation(msgspec.Struct, kw_only=True):
 
 
 class DeadLetter(msgspec.Struct, kw_only=True):
-    """An input record that could not be decided: why, where it came from, and its first 64 KiB in base64."""
+    """An input record that could not be decided: why, where it came from, and its first 64 KiB in base64.
+
+    One with a ``first_offset`` stands for a batch that could not be unpacked: all records from there to ``offset``.
+    """
 
     dead_letter_id: str
     reason: DeadLetterReason
@@ -134,6 +141,7 @@ class DeadLetter(msgspec.Struct, kw_only=True):
     sha256: str
     value: str
     key: str | None = None
+    first_offset: int | None = None
 
 
 def transaction_type(schema: TransactionSchema, *, strict: bool = False) -> type[msgspec.Struct]:

@@ -151,6 +151,10 @@ class RowIndex:
         """All rows of a partition."""
         return np.flatnonzero(self.used & (self._partitions == partition))
 
+    def of(self, rows: Ints) -> _I32:
+        """The partition of each row."""
+        return self._partitions[rows]
+
     def arguments(self, prefix: bytes, rows: Ints, data: _U8, ends: Ints) -> bytes:
         """``prefix`` and id, and the value, of each of ``rows``, see :func:`features.wire.arguments`."""
         head = np.frombuffer(bytearray(prefix), np.uint8)

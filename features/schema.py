@@ -339,7 +339,7 @@ def parse_schema(text: str, source: str = "schema") -> dict[str, TransactionSche
     """
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of integers and nesting that tomllib cannot hold
         raise SettingsError([f"{source}: not valid TOML: {error}"]) from None
     reader = _Reader(source)
     reader.unknown("schema", tables, ("transactions", "clicks"))

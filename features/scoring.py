@@ -23,6 +23,7 @@ from features.shap import Explainer
 from features.trees import FlatTrees
 
 Floats = NDArray[np.float64]
+_FOREST_BESIDE = 0.67  # its walk takes three times as long as that of the trees: so both threads end together
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class FraudModel:
         x : float64[n, F]
             Feature vectors, NaN = missing.
         beside : Executor, optional
-            Walks the forest while this thread walks the trees; both leave Python's lock to others.
+            Walks the forest for most rows while this thread walks the trees; both leave Python's lock to others.
 
         Returns
         -------
@@ -92,8 +93,10 @@ class FraudModel:
             If ``x`` does not have F columns.
         """
         if beside is not None:
-            walking = beside.submit(self.forest.anomaly, x)
-            return self._trees.probability(x), walking.result()
+            cut = int(len(x) * _FOREST_BESIDE)
+            walking = beside.submit(self.forest.anomaly, x[:cut])
+            score, rest = self._trees.probability(x), self.forest.anomaly(x[cut:])
+            return score, np.concatenate([walking.result(), rest])
         anomaly = self.forest.anomaly(x)
         return self._trees.probability(x), anomaly
 

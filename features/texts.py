@@ -98,6 +98,23 @@ class Texts:
         at = np.asarray(rows, np.int64)
         return Texts(self.data, self.starts[at], self.ends[at])
 
+    def part(self, at: slice) -> Texts:
+        """Consecutive texts; nothing is copied."""
+        return Texts(self.data, self.starts[at], self.ends[at])
+
+    def replaced(self, at: _Ints, given: Sequence[bytes]) -> Texts:
+        """The same texts but those at the places ``at``.
+
+        >>> list(Texts.of(["a", "b", "c"]).replaced(np.array([1]), [b"new"]))
+        ['a', 'new', 'c']
+        """
+        if not len(at):
+            return self
+        data, bounds = pack(given)
+        starts, ends = self.starts.copy(), self.ends.copy()
+        starts[at], ends[at] = bounds[:-1] + len(self.data), bounds[1:] + len(self.data)
+        return Texts(np.concatenate([self.data, data]), starts, ends)
+
     def packed(self) -> Texts:
         """The same texts in no more bytes than about what they need, so that what is kept does not hold a whole fetch.
 

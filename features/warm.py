@@ -19,6 +19,7 @@ from features.hashing import hash_strings, partitions_of
 from features.kernel import LABEL, TRANSACTION
 from features.model_text import Model, Tree
 from features.neighbours import Neighbours
+from features.recordbatch import Columns, record_batch
 from features.rowindex import RowIndex, merge_all
 from features.schema import load_schema
 from features.shap import Explainer
@@ -70,7 +71,7 @@ def _warm_texts(table: Rows) -> None:
     index.remove(found)
     layout = table.layout
     merge_all(*table.flat, zero.reshape(1, 1), zero + 1, layout.dims)
-    allowed("a", 0, one, ids, ids, one, one, one, "a", one, np.zeros(1, np.int8))
+    record_batch(Columns(ids, allowed("a", 0, one, ids, ids, one, one, one, "a", one, np.zeros(1, np.int8))), 0, 0, 100)
 
 
 def _warm_models() -> None:

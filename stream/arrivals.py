@@ -1,13 +1,12 @@
 """What the topics bring to the trainer: transactions, labels and clicks, from the oldest record that is kept.
 
-In: the three input topics. Out: rows in a :class:`~trainer.growing.GrowingHistory`. State owned: the positions, in
-memory only, without a consumer group: a restarted trainer reads everything again. What the worker makes a dead letter
-is left out here, too.
+In: the archive, if there is one, and the three input topics from where it ends. Out: rows in a
+:class:`~trainer.growing.GrowingHistory`. State owned: the positions, in memory only, without a consumer group: a
+restarted trainer reads everything again. What the worker makes a dead letter is left out here, too.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from features.decode import ClickDecoder, LabelDecoder, Limits, TransactionDecoder
 from features.messages import CLICK_ACTIONS
-from features.schema import CLICK_FIELDS, ID_SEPARATOR, Schema, TransactionSchema
+from features.schema import CLICK_FIELDS, Schema
+from stream.archive_store import Kind
+from stream.archived import Archive, records_of
+from stream.columns import transaction_rows
 from stream.connections import kafka_consumer, kafka_errors
 from stream.offsets import offset_range
 from stream.settings import Settings
@@ -23,8 +25,6 @@ from trainer.growing import GrowingHistory
 
 _FETCH_MS = 200
 _RECORDS_MAX = 20_000  # of one step, so that the memory of a long topic's first reading is bounded
-
-Columns = dict[str, list[Any]]
 
 
 class Arrivals:
@@ -42,6 +42,33 @@ class Arrivals:
         counts = settings.topics.partitions()
         names = (settings.topics.transactions, settings.topics.labels, settings.topics.clicks)
         self._places = [TopicPartition(name, number) for name in names for number in range(counts[name])]
+
+    def read_archive(self, archive: Archive, history: GrowingHistory, rows_max: int) -> int:
+        """Take in the newest history of an archive; the topics are then read from its end. How many records it were.
+
+        Raises
+        ------
+        ServiceUnavailable
+            If the archive cannot be read.
+        """
+        topics, count = self._topics, 0
+        dates = archive.newest_dates("transactions", topics.transactions, rows_max)
+        labelled = [date for date in archive.dates("labels") if dates and date >= dates[0]]
+        clicked = archive.newest_dates("clicks", topics.clicks, rows_max)
+        sources: tuple[tuple[Kind, str, list[str]], ...] = (
+            ("transactions", topics.transactions, dates),
+            ("labels", topics.labels, labelled),
+            ("clicks", topics.clicks, clicked),
+        )
+        for kind, topic, found in sources:
+            for date in found:
+                records = records_of(archive.of_date(kind, topic, date))
+                self._take({topic: records}, history)
+                count += len(records)
+        for place in self._places:
+            self._positions[place] = archive.end(place.topic, place.partition) or 0
+        history.join_labels()
+        return count
 
     async def catch_up(self, history: GrowingHistory) -> int:
         """Read up to what the topics hold at this moment; returns how many records there were.
@@ -92,7 +119,7 @@ class Arrivals:
     def _take(self, records: Mapping[str, Sequence[Any]], history: GrowingHistory) -> None:
         topics, schema = self._topics, self._schema.transactions
         if fields := _fields(self._transactions, records.get(topics.transactions, ())):
-            history.add_transactions(_transaction_rows(schema, fields))
+            history.add_transactions(transaction_rows(schema, fields))
         if fields := _fields(self._labels, records.get(topics.labels, ())):
             ids, known_ms, _, _, _, fraud = zip(*fields, strict=True)
             history.add_labels(list(ids), list(fraud), list(known_ms))
@@ -107,17 +134,3 @@ def _fields(decoder: TransactionDecoder | LabelDecoder | ClickDecoder, records: 
     if not records:
         return []
     return decoder.rows([record.value for record in records], [record.timestamp for record in records])[1]
-
-
-def _transaction_rows(schema: TransactionSchema, fields: Sequence[tuple[Any, ...]]) -> Columns:
-    ids, times, entities, numbers, categories, _ = zip(*fields, strict=True)
-    rows: Columns = {schema.id: list(ids), schema.time: list(times)}
-    for entity, column in zip(schema.entities, zip(*entities, strict=True), strict=True):
-        # A combined id has as many separators as it has fields less one: inside ids it is refused.
-        parts = zip(*(text.split(ID_SEPARATOR) for text in column), strict=True)
-        rows |= {name: list(values) for name, values in zip(entity.fields, parts, strict=True)}
-    for numeric, column in zip(schema.numeric, zip(*numbers, strict=True), strict=True):
-        rows[numeric.name] = [None if math.isnan(value) else value for value in column]
-    for name, column in zip(schema.categorical, zip(*categories, strict=True), strict=True):
-        rows[name] = list(column)
-    return rows

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from stream.options import Config, SchemaFiles, schema_of, settings_of
+
 backtest_app = typer.Typer(help="Walk history forward: train on what was known, score what came next, report.",
                            no_args_is_help=True)  # fmt: skip
 
@@ -21,8 +23,8 @@ def fraud(
     transactions: Annotated[Path, typer.Option(help="History of transactions with labels: Parquet, CSV or TSV")],
     test_start: Annotated[str, typer.Option(metavar="DATE", help="First test day, in UTC")],
     out: Annotated[Path, typer.Option(help="Parquet file for the scores")],
-    config: Annotated[Path | None, typer.Option(envvar="HEADRACE_CONFIG", help="Settings file")] = None,
-    schema: Annotated[list[Path] | None, typer.Option(help="Schema TOML laid over the shipped one")] = None,
+    config: Config = None,
+    schema: SchemaFiles = None,
     folds: Annotated[int, typer.Option(min=1, help="How many times to train and test")] = 4,
     test_days: Annotated[int, typer.Option(min=1, max=366, help="Days that each fold tests")] = 7,
     delay_days: Annotated[int, typer.Option(min=0, max=365, help="Days until a label is known")] = 7,
@@ -38,10 +40,9 @@ def fraud(
 ) -> None:  # fmt: skip
     """Backtest the fraud models on a history file."""
     from stream import backtest as module
-    from stream.cli import settings_and_schema
     from trainer.backtest import Protocol
 
-    settings, found = settings_and_schema(config, schema=schema, trainer__seed=seed)
+    settings = settings_of(config, schema=schema, trainer__seed=seed)
     protocol = Protocol(
         start_ms=module.day_ms(test_start),
         folds=folds,
@@ -51,4 +52,4 @@ def fraud(
         known_days=known_days,
     )
     options = module.Options(transactions, protocol, out, report, features, cards_a_day, seeds, threads)
-    module.run(settings, found.transactions, options)
+    module.run(settings, schema_of(settings).transactions, options)

@@ -8,23 +8,38 @@ answers at once.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
-from features.errors import HeadraceError, SettingsError
+from features.errors import HeadraceError
 from stream.backtest_command import backtest_app
+from stream.options import (
+    ArchiveUrl,
+    Artifacts,
+    AsJson,
+    ClicksFile,
+    Config,
+    Every,
+    Kafka,
+    Malformed,
+    Rate,
+    Redis,
+    SchemaFiles,
+    Seed,
+    TransactionsFile,
+    archive_url,
+    every_seconds,
+    named_sources,
+    schema_of,
+    settings_of,
+)
 from stream.processes import ONE_THREAD
-from stream.settings import Settings, load_settings, named_settings
+from stream.settings import named_settings
 
-if TYPE_CHECKING:
-    from features.schema import Schema
-
-_CONFIG = Path("headrace.toml")
 _STATE = Path(".headrace")
 _DEMO_EVERY_S = 8.0  # so that half a minute shows three versions
 
@@ -52,73 +67,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Config = Annotated[
-    Path | None,
-    typer.Option(envvar="HEADRACE_CONFIG", help="Settings file", show_default="./headrace.toml if there"),
-]
-Kafka = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Kafka's bootstrap servers")]
-Redis = Annotated[str | None, typer.Option(metavar="URL", help="redis://HOST:PORT/DATABASE, or rediss:// for TLS")]
-SchemaFiles = Annotated[
-    list[Path] | None, typer.Option("--schema", help="Schema TOML laid over the shipped one; may be repeated")
-]
-Artifacts = Annotated[Path | None, typer.Option(help="Directory of the models")]
-TransactionsFile = Annotated[
-    Path | None, typer.Option("--transactions", help="History of transactions: Parquet, CSV or TSV")
-]
-ClicksFile = Annotated[Path | None, typer.Option("--clicks", help="History of clicks: Parquet, CSV or TSV")]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything random")]
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output")]
-Rate = Annotated[float, typer.Option(min=0.001, help="Messages per second")]
-Malformed = Annotated[float, typer.Option(min=0, max=1, help="Share of broken messages to mix in")]
-
-
-def _every(text: str | float) -> float:
-    """Seconds of ``--every 15m``; a default is a number already."""
-    from features.schema import parse_duration_ms
-
-    if isinstance(text, float):
-        return text
-    try:
-        return parse_duration_ms(text) / 1000
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-Every = Annotated[float | None, typer.Option(parser=_every, metavar="DURATION", help="Time between refits: 15m, 30s")]
-
-
-def _sources(config: Path | None, flags: Mapping[str, object]) -> tuple[Path | None, dict[str, object]]:
-    """The settings file, and the flags by dotted name."""
-    file = _CONFIG if config is None and _CONFIG.is_file() else config
-    return file, {name.replace("__", "."): (value or None) if name == "schema" else value
-                  for name, value in flags.items()}  # fmt: skip
-
-
-def _load(config: Path | None, defaults: Mapping[str, object] | None = None, **flags: object) -> Settings:
-    file, overrides = _sources(config, flags)
-    try:
-        return load_settings(file, os.environ, overrides, defaults)
-    except SettingsError as error:
-        from features.schema import load_schema
-
-        try:  # what is wrong with the schema is told together with the rest
-            load_schema(cast("list[Path]", flags.get("schema") or []))
-        except SettingsError as more:
-            raise SettingsError([*error.problems, *more.problems]) from None
-        raise
-
-
-def _schema(settings: Settings) -> Schema:
-    from features.schema import load_schema
-
-    return load_schema(settings.schema)
-
-
-def settings_and_schema(config: Path | None, **flags: object) -> tuple[Settings, Schema]:
-    """For commands that stand in files of their own."""
-    settings = _load(config, None, **flags)
-    return settings, _schema(settings)
-
 
 def _quiet() -> None:
     """Client libraries log every retry; the commands that end at once say what went wrong in one line of their own."""
@@ -143,7 +91,7 @@ def up(
     rate: Rate = 200.0,
     every: Annotated[
         float | None,
-        typer.Option(parser=_every, metavar="DURATION", help="Time between refits: 15m, 30s", show_default="8s"),
+        typer.Option(parser=every_seconds, metavar="DURATION", help="Time between refits: 15m, 30s", show_default="8s"),
     ] = None,
     duration: Annotated[float | None, typer.Option(min=1, help="Seconds to run", show_default="until Ctrl-C")] = None,
     history_rows: Annotated[
@@ -170,8 +118,8 @@ def up(
         "trainer__seed": seed,
         "worker__metrics_port": metrics_port,
     }
-    settings = _load(config, {"trainer.every_s": _DEMO_EVERY_S, "worker.metrics_port": 0}, **flags)
-    file, overrides = _sources(config, flags)
+    settings = settings_of(config, {"trainer.every_s": _DEMO_EVERY_S, "worker.metrics_port": 0}, **flags)
+    file, overrides = named_sources(config, flags)
     named = named_settings(file, os.environ, overrides)
     from stream import up as module
 
@@ -183,7 +131,7 @@ def up(
         history_rows=history_rows,
         as_json=as_json,
     )
-    raise typer.Exit(module.run(settings, _schema(settings), options, state_dir, os.environ))
+    raise typer.Exit(module.run(settings, schema_of(settings), options, state_dir, os.environ))
 
 
 @app.command()
@@ -193,18 +141,20 @@ def train(
     artifacts: Artifacts = None,
     transactions: TransactionsFile = None,
     clicks: ClicksFile = None,
+    archive: ArchiveUrl = None,
     seed: Seed = None,
 ) -> None:
-    """Fit models on history files once and publish them."""
-    settings = _load(
+    """Fit models on history files and the archive once and publish them."""
+    settings = settings_of(
         config,
         schema=schema,
         artifacts=artifacts,
         trainer__transactions=transactions,
         trainer__clicks=clicks,
+        archive__url=archive_url(archive),
         trainer__seed=seed,
     )
-    import_module("stream.training").run_once(settings, _schema(settings))
+    import_module("stream.training").run_once(settings, schema_of(settings))
 
 
 @app.command()
@@ -215,21 +165,23 @@ def trainer(
     artifacts: Artifacts = None,
     transactions: TransactionsFile = None,
     clicks: ClicksFile = None,
+    archive: ArchiveUrl = None,
     every: Every = None,
     seed: Seed = None,
 ) -> None:
-    """Refit again and again on history files and what the topics have brought since, and publish each version."""
-    settings = _load(
+    """Refit again and again on history files, the archive and what the topics have brought since; publish each."""
+    settings = settings_of(
         config,
         kafka__bootstrap=kafka,
         schema=schema,
         artifacts=artifacts,
         trainer__transactions=transactions,
         trainer__clicks=clicks,
+        archive__url=archive_url(archive),
         trainer__every_s=every,
         trainer__seed=seed,
     )
-    import_module("stream.training").run_forever(settings, _schema(settings))
+    import_module("stream.training").run_forever(settings, schema_of(settings))
 
 
 @app.command()
@@ -246,7 +198,7 @@ def worker(
     """Decide: read transactions, labels and clicks, write decisions, alerts and recommendations."""
     for name, count in ONE_THREAD.items():  # before the first of the libraries is imported
         os.environ.setdefault(name, count)
-    settings = _load(
+    settings = settings_of(
         config,
         kafka__bootstrap=kafka,
         redis__url=redis,
@@ -257,13 +209,66 @@ def worker(
     from stream import worker as module
 
     module.log_to_stderr()
-    module.run(settings, _schema(settings))
+    module.run(settings, schema_of(settings))
+
+
+@app.command()
+def archive(
+    config: Config = None,
+    kafka: Kafka = None,
+    schema: SchemaFiles = None,
+    archive: ArchiveUrl = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port of the metrics on loopback; 0 for any free one")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Write what the topics hold now, compact, and end")] = False,
+) -> None:
+    """Write transactions, labels, clicks and decisions to Parquet files, each once, for as long as it runs."""
+    settings = settings_of(
+        config,
+        kafka__bootstrap=kafka,
+        schema=schema,
+        archive__url=archive_url(archive),
+        archive__metrics_port=metrics_port,
+    )
+    import_module("stream.archive").run(settings, schema_of(settings), once=once)
+
+
+@app.command()
+def rebuild(
+    config: Config = None,
+    kafka: Kafka = None,
+    redis: Redis = None,
+    schema: SchemaFiles = None,
+    artifacts: Artifacts = None,
+    archive: ArchiveUrl = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Make state anew that is there")] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Go on without records or decisions that are nowhere any more")
+    ] = False,
+) -> None:
+    """Make the state in Redis anew, as the workers left it, from the archive and what the topics hold."""
+    for name, count in ONE_THREAD.items():  # before the first of the libraries is imported
+        os.environ.setdefault(name, count)
+    settings = settings_of(
+        config,
+        kafka__bootstrap=kafka,
+        redis__url=redis,
+        schema=schema,
+        artifacts=artifacts,
+        archive__url=archive_url(archive),
+    )
+    _quiet()
+    import_module("stream.rebuild").run(settings, schema_of(settings), replace_state=replace, partial=partial)
 
 
 @app.command()
 def replay(
-    file: Annotated[Path, typer.Argument(help="History: Parquet, CSV or TSV")],
     to: Annotated[Literal["transactions", "labels", "clicks"], typer.Option(help="The topic to send to")],
+    file: Annotated[
+        Path | None, typer.Argument(help="History: Parquet, CSV or TSV", show_default="the archive")
+    ] = None,
+    archive: ArchiveUrl = None,
     config: Config = None,
     kafka: Kafka = None,
     schema: SchemaFiles = None,
@@ -273,12 +278,18 @@ def replay(
     malformed: Malformed = 0.0,
     seed: Seed = None,
 ) -> None:
-    """Send a history file to a topic, keyed as the worker expects."""
-    settings = _load(config, kafka__bootstrap=kafka, schema=schema, trainer__seed=seed)
+    """Send a history file to a topic, keyed as the worker expects, or what the archive holds, as it was."""
+    settings = settings_of(
+        config, kafka__bootstrap=kafka, schema=schema, archive__url=archive_url(archive), trainer__seed=seed
+    )
     _quiet()
     from stream import replay as module
 
-    timeline = module.read_timeline(settings, _schema(settings), file, to).first(limit)
+    if file is None:
+        timeline = module.archived_timeline(settings, schema_of(settings), to)
+    else:
+        timeline = module.read_timeline(settings, schema_of(settings), file, to)
+    timeline = timeline.first(limit)
     module.run(settings, timeline, rate=None if fast else rate, malformed=malformed, seed=settings.trainer.seed)
 
 
@@ -298,7 +309,7 @@ def watch(
     as_json: AsJson = False,
 ) -> None:
     """Show what the worker writes, as it comes."""
-    settings = _load(config, kafka__bootstrap=kafka)
+    settings = settings_of(config, kafka__bootstrap=kafka)
     _quiet()
     from stream import watch as module
 
@@ -314,7 +325,7 @@ def topics(
     as_json: AsJson = False,
 ) -> None:
     """Create the topics, or check their names, partition counts and retention."""
-    settings = _load(config, kafka__bootstrap=kafka)
+    settings = settings_of(config, kafka__bootstrap=kafka)
     _quiet()
     from stream import topics as module
 
@@ -331,22 +342,22 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Check Kafka, Redis, topics, the group, models, versions and clocks: each is ok, or says what to do."""
-    settings = _load(config, kafka__bootstrap=kafka, redis__url=redis, schema=schema, artifacts=artifacts)
+    settings = settings_of(config, kafka__bootstrap=kafka, redis__url=redis, schema=schema, artifacts=artifacts)
     _quiet()
     from stream import doctor as module
 
-    raise typer.Exit(module.run(settings, _schema(settings), as_json=as_json))
+    raise typer.Exit(module.run(settings, schema_of(settings), as_json=as_json))
 
 
 @app.command(name="schema")
 def print_schema(config: Config = None, schema: SchemaFiles = None) -> None:
     """Print the JSON Schema of every message, by topic."""
-    settings = _load(config, schema=schema)
+    settings = settings_of(config, schema=schema)
     import json
 
     from stream.contract import json_schemas
 
-    typer.echo(json.dumps(json_schemas(_schema(settings), settings.topics), indent=2))
+    typer.echo(json.dumps(json_schemas(schema_of(settings), settings.topics), indent=2))
 
 
 @app.command()
@@ -365,11 +376,11 @@ def repartition(
     ] = None,
 ) -> None:
     """Copy a topic, each record keyed and partitioned as the worker expects."""
-    settings = _load(config, kafka__bootstrap=kafka, schema=schema)
+    settings = settings_of(config, kafka__bootstrap=kafka, schema=schema)
     _quiet()
     from stream import repartition as module
 
-    module.run(settings, _schema(settings), source, target, kind=kind, partitions=partitions)
+    module.run(settings, schema_of(settings), source, target, kind=kind, partitions=partitions)
 
 
 app.add_typer(backtest_app, name="backtest")

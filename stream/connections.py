@@ -36,11 +36,12 @@ from redis.exceptions import (
 from features.errors import RedisUnavailable, ServiceUnavailable, SettingsError, StateError
 from stream.resp import packed
 from stream.settings import KafkaSettings, RedisSettings
+from stream.unpacking import bound_unpacking
 
 RedisClient = Redis | RedisCluster
 _CLIENT_ID = "headrace"
 _LOSS_QUIET_S = 60.0
-_PRODUCE_BATCH_BYTES = 512 * 1024  # half of a broker's default message.max.bytes, which limits a whole batch
+PRODUCE_BATCH_BYTES = 512 * 1024  # half of a broker's default message.max.bytes, which limits a whole batch
 
 
 def kafka_client_args(kafka: KafkaSettings) -> dict[str, Any]:
@@ -76,11 +77,12 @@ def kafka_client_args(kafka: KafkaSettings) -> dict[str, Any]:
 def kafka_producer(kafka: KafkaSettings, **extra: Any) -> AIOKafkaProducer:
     """A producer whose acknowledgement means that the record is safe; to be built inside the running loop."""
     args = kafka_client_args(kafka) | {"acks": "all", "enable_idempotence": kafka.idempotence}
-    return AIOKafkaProducer(**(args | {"max_batch_size": _PRODUCE_BATCH_BYTES} | extra))
+    return AIOKafkaProducer(**(args | {"max_batch_size": PRODUCE_BATCH_BYTES} | extra))
 
 
 def kafka_consumer(kafka: KafkaSettings, *topics: str, **extra: Any) -> AIOKafkaConsumer:
     """A consumer that commits nothing by itself; to be built inside the running loop."""
+    bound_unpacking(kafka.batch_bytes_max)
     args = kafka_client_args(kafka) | {"enable_auto_commit": False, "auto_offset_reset": "earliest"}
     return AIOKafkaConsumer(*topics, **(args | extra))
 

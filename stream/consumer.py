@@ -12,23 +12,20 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from types import MappingProxyType
 from typing import Any, cast
 
 import aiokafka
 import faust
-import uvloop
-from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from features.errors import HeadraceError, RedisUnavailable, ServiceUnavailable, StateConflict
-from stream.connections import kafka_client_args
-from stream.cycle import Pipeline, failure_cause
-from stream.lane import Target
+from features.errors import ComputeFailed, HeadraceError, RedisUnavailable, ServiceUnavailable, StateConflict
+from stream.cycle import Pipeline
+from stream.deadline import Deadline
+from stream.fetching import Fetched, LoopConsumer
 from stream.metrics import Metrics
 from stream.offsets import offset_range
 from stream.settings import Settings
@@ -36,10 +33,10 @@ from stream.station import Bounds
 
 log = logging.getLogger("headrace.worker")
 _POLL_S = 0.25  # longest wait of one fetch, so that a failed cycle or a stop is noticed
-_POLL_INTERVAL_MS = 3_600_000  # a recovery may take as long as Redis is away; a dead worker misses heartbeats
 _BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 _ASSIGNED = ServiceUnavailable("partitions were assigned")  # no failure: the usual reason to take over
-_RETRIED = (ServiceUnavailable, StateConflict, KafkaError)
+_RETRIED = (ServiceUnavailable, StateConflict, ComputeFailed, KafkaError)
+_GRACE_S = 1.0  # for what a stop does before it waits for the cycles in flight
 _LABELS_WAITING_MAX = 20_000  # per partition; above it the partition is paused
 
 
@@ -48,6 +45,7 @@ class WorkerContext:
 
     def __init__(self, settings: Settings, pipeline: Pipeline, metrics: Metrics) -> None:
         self.settings = settings
+        self.deadline = Deadline(settings.worker.drain_deadline_s + _GRACE_S)
         self.pipeline = pipeline
         self.metrics = metrics
         self.fatal: HeadraceError | None = None
@@ -62,124 +60,25 @@ class HeadraceApp(faust.App):
         """No directories: Faust would keep tables there, and there are none."""
 
 
-class FetchThread(driver.AIOKafkaConsumerThread):
-    """The thread that owns the aiokafka consumer. ``lagging``: which partitions held more, as of the last fetch."""
-
-    lagging: Mapping[Target, bool] = MappingProxyType({})
-
-    def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
-        """Our own settings instead of Faust's: it hard-codes a wait of 1,500 ms, and assigns by round robin.
-
-        Partition n of transactions and of labels share state, so one worker must get both. The range assignor gives
-        equal partition numbers of topics with equal counts to the same member; round robin does not.
-        """
-        settings = cast(HeadraceApp, self.app).context.settings
-        worker = settings.worker
-        return aiokafka.AIOKafkaConsumer(
-            **kafka_client_args(settings.kafka),
-            group_id=worker.group,
-            partition_assignment_strategy=[RangePartitionAssignor],
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            max_poll_records=worker.cycle_events_max,
-            max_poll_interval_ms=_POLL_INTERVAL_MS,
-            fetch_max_wait_ms=worker.fetch_max_wait_ms,
-            max_partition_fetch_bytes=worker.fetch_bytes_max,
-            session_timeout_ms=int(worker.session_timeout_s * 1000),
-            rebalance_timeout_ms=int(worker.session_timeout_s * 1000),
-            heartbeat_interval_ms=int(worker.session_timeout_s * 250),
-        )
-
-    async def _fetch_records(self, consumer: Any, active_partitions: set[TP], timeout: float | None = None,  # noqa: ASYNC109
-                             max_records: int | None = None) -> Any:  # fmt: skip
-        """As Faust's, but every partition gives its share: aiokafka would empty one before it turns to the next."""
-        fetcher = consumer._fetcher
-        if not self.consumer.flow_active or consumer._closed or fetcher._closed:
-            return await super()._fetch_records(consumer, active_partitions, timeout, max_records)
-        filled = [tp for tp in fetcher._records if tp in active_partitions]
-        found: Any = {}
-        if filled and max_records is not None:
-            limit = cast(HeadraceApp, self.app).context.pipeline.records_max
-            share = min(-(-max_records // len(filled)), limit)
-            with fetcher._subscriptions.fetch_context():
-                for tp in filled:
-                    _as_they_are(fetcher._records[tp])
-                    found |= await fetcher.fetched_records([tp], 0, share)
-        if not found:
-            found = await super()._fetch_records(consumer, active_partitions, timeout, max_records)
-        self.lagging = {(tp.topic, tp.partition): self._lags(consumer, tp) for tp in active_partitions}
-        return found
-
-    @staticmethod
-    def _lags(consumer: Any, tp: TP) -> bool:
-        """Whether a partition is known to hold more than it has given by now, past control records and gaps."""
-        place = aiokafka.TopicPartition(tp.topic, tp.partition)
-        assignment = consumer._subscription.subscription.assignment
-        state = assignment.state_value(place) if assignment else None
-        if state is None or not state.has_valid_position:
-            return True
-        end = consumer.highwater(place)
-        return end is None or bool(state.position < end)
-
-
-def _as_they_are(fetched: Any) -> None:
-    """Have a fetched batch give its records as they were parsed, without a ConsumerRecord around each."""
-    records = getattr(fetched, "_partition_records", None)
-    if records is not None:
-        records._consumer_record = _same
-
-
-def _same(_: TP, record: Any) -> Any:
-    return record
-
-
-class _Fetched:
-    """What was fetched in one generation of the group and not yet taken."""
-
-    def __init__(self, generation: int) -> None:
-        self.generation = generation
-        self.arrived, self.taken = asyncio.Event(), asyncio.Event()
-        self.count = 0
-        self.over = False
-        self._records: dict[Target, list[Any]] = {}
-        self._lagging: Mapping[Target, bool] = {}
-
-    def add(self, found: Mapping[TP, list[Any]], lagging: Mapping[Target, bool]) -> None:
-        """Take in one fetch, and which partitions held more after it."""
-        for tp, records in found.items():
-            self._records.setdefault((tp.topic, tp.partition), []).extend(records)
-            self.count += len(records)
-        self._lagging = lagging
-        if found:
-            self.arrived.set()
-
-    def take(self) -> tuple[dict[Target, list[Any]], Mapping[Target, bool]]:
-        """Everything, and which partitions held more after it."""
-        records, self._records, self.count = self._records, {}, 0
-        self.arrived.clear()
-        self.taken.set()
-        return records, self._lagging
-
-
 class FetchConsumer(driver.Consumer):
     """Hands fetches to the pipeline, and commits what it has applied."""
 
-    _thread: FetchThread
+    _thread: LoopConsumer
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._lost: BaseException | None = _ASSIGNED  # why the partitions must be taken over
         self._noted = ""  # the last failure that was told
         self._fetching: asyncio.Task[None] | None = None
-        self._fetched = _Fetched(0)
+        self._fetched = Fetched(0)
 
     @property
     def context(self) -> WorkerContext:
         """The worker's own parts."""
         return cast(HeadraceApp, self.app).context
 
-    def _new_consumer_thread(self) -> FetchThread:
-        return FetchThread(self, loop=self.loop, thread_loop=uvloop.new_event_loop(), beacon=self.beacon)
+    def _new_consumer_thread(self) -> LoopConsumer:
+        return LoopConsumer(self, loop=self.loop, thread_loop=self.loop, beacon=self.beacon)
 
     # -- assignment ---------------------------------------------------------------------------------------------
 
@@ -199,6 +98,7 @@ class FetchConsumer(driver.Consumer):
         pipeline = self.context.pipeline
         await pipeline.abandon()
         if not assignment:
+            self.context.metrics.ready.set(1)  # it stands by, and could begin at once
             return
         committed = await self.seek_to_committed()
         places = [aiokafka.TopicPartition(tp.topic, tp.partition) for tp in assignment]
@@ -287,7 +187,7 @@ class FetchConsumer(driver.Consumer):
     async def _one_fetch(self, pipeline: Pipeline) -> None:
         """Run the cycles of what has been fetched since the last one; fetching goes on meanwhile."""
         if self._fetching is None:
-            self._fetched = _Fetched(self.app.consumer_generation_id)
+            self._fetched = Fetched(self.app.consumer_generation_id)
             self._fetching = asyncio.create_task(self._fetch())
         fetched = self._fetched
         with suppress(TimeoutError):
@@ -314,7 +214,9 @@ class FetchConsumer(driver.Consumer):
                 continue
             found = await self._getmany(active_partitions=active, timeout=_POLL_S)
             fetched.add(found, self._thread.lagging)
-            while fetched.count >= self.context.settings.worker.cycle_events_max and not fetched.over:
+            partitions = sum(tp.topic == self.context.settings.topics.transactions for tp in active)
+            limit = self.context.settings.worker.cycle_events(partitions)
+            while fetched.count >= limit and not fetched.over:
                 fetched.taken.clear()
                 await fetched.taken.wait()
 
@@ -328,7 +230,10 @@ class FetchConsumer(driver.Consumer):
 
     def _end(self, tp: TP) -> int:
         """The end that the newest fetch told; -1 before the first one."""
-        end = cast("int | None", self.highwater(tp))
+        try:
+            end = cast("int | None", self.highwater(tp))
+        except AssertionError:  # aiokafka's, of a partition that a rebalance took away a moment ago
+            end = None
         return -1 if end is None else end
 
     def _pause_or_resume_labels(self, pipeline: Pipeline) -> None:
@@ -354,6 +259,8 @@ class FetchConsumer(driver.Consumer):
         except (HeadraceError, TimeoutError) as error:
             log.warning("cycles in flight were given up (%r); they are read again", error)
             await pipeline.abandon()
+        if self.should_stop:
+            self.context.deadline.met()
         await self.commit_and_end_transactions()
 
     # -- committing ---------------------------------------------------------------------------------------------
@@ -383,10 +290,20 @@ class FetchTransport(driver.Transport):
     Consumer = FetchConsumer
 
 
+def failure_cause(error: BaseException) -> str:
+    """A short name for the metrics of what made a pipeline fail."""
+    if isinstance(error, StateConflict):
+        return "conflict"
+    if isinstance(error, ComputeFailed):
+        return "internal"
+    return "redis" if isinstance(error, RedisUnavailable) else "kafka"
+
+
 def overridden() -> Iterable[tuple[type, str]]:
     """The private methods of faust-streaming that this module relies on, for the test that pins them."""
     for name in ("perform_seek", "_drain_messages", "wait_empty", "_filter_tps_with_pending_acks", "_new_offset",
                  "force_commit", "_getmany", "_get_active_partitions", "_new_consumer_thread"):  # fmt: skip
         yield driver.Consumer, name
-    for name in ("_create_worker_consumer", "_ensure_consumer", "_fetch_records"):
+    for name in ("_create_worker_consumer", "_ensure_consumer", "_fetch_records", "call_thread",
+                 "_gather_remaining_tasks"):  # fmt: skip
         yield driver.AIOKafkaConsumerThread, name

@@ -1,4 +1,4 @@
-"""The worker and the trainer as child processes, with the settings of the process that starts them.
+"""The worker, the trainer and the archive as child processes, with the settings of the process that starts them.
 
 In: settings. Out: running children whose logs lie in the state directory. No state of its own. Settings travel by
 environment, so that no secret reaches a command line or a file.
@@ -68,6 +68,11 @@ def worker_child(settings: Settings, directory: Path, environment: Mapping[str, 
 def trainer_child(settings: Settings, directory: Path, environment: Mapping[str, str]) -> Child:
     """``headrace trainer`` with these settings, on one thread whatever the libraries would like."""
     return Child("trainer", _command("trainer"), directory, settings_environment(settings, environment) | ONE_THREAD)
+
+
+def archive_child(settings: Settings, directory: Path, environment: Mapping[str, str]) -> Child:
+    """``headrace archive`` with these settings, on one thread."""
+    return Child("archive", _command("archive"), directory, settings_environment(settings, environment) | ONE_THREAD)
 
 
 def _command(name: str) -> list[str]:

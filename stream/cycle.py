@@ -24,14 +24,15 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from features.errors import RedisUnavailable, StateConflict
+from features.errors import HeadraceError
 from features.watermark import Watermark
-from stream.lane import Held, Lane, Message, Produced, Record, Tally, Target, reached
+from stream.lane import Held, Lane, Message, Produced, Record, Tally, Target, lagging_after, reached
 from stream.metrics import Metrics
 from stream.publisher import Pending, Publisher
+from stream.quarantine import Quarantine, Source
 from stream.station import Bounds, Station, heads_of
 from stream.store import HEAD, Head, Write, conflict, encode_head
 from stream.tails import TailReader
@@ -68,6 +69,8 @@ class Pipeline:
         self._tasks: list[asyncio.Task[None]] = []
         self._computing = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "headrace-compute")
+        topics = [topic for station in self.stations for topic in reversed(station.lane.topics)]
+        self._quarantine = Quarantine(sum(station.lane.records_max for station in self.stations), topics)
         self._misplaced = 0
         self._warn_after_s = 0.0
         self._accepting = False
@@ -85,6 +88,7 @@ class Pipeline:
             partitions = list(wanted.get(station.lane.name, ()))
             if partitions:
                 seeks |= await self._take_over(station, partitions, bounds)
+        self._quarantine.resume(self.applied)
         self._accepting = True
         return seeks
 
@@ -104,6 +108,7 @@ class Pipeline:
             station.heads[p] = fenced[p], encode_head(fenced[p])
             lane.resume(p, fenced[p].offsets, fenced[p].watermark)
             station.answered[p] = lane.adopt(p, {t: tails[t, p] for t in lane.outputs})
+            self._quarantine.adopt(tails[lane.outputs[-1], p], lane.topics)
             station.ends[p] = {t: positions[t, p] + len(tails[t, p]) for t in lane.outputs}
             for topic in lane.topics:
                 seeks[topic, p] = self.applied[topic, p] = fenced[p].offsets.get(topic, bounds.first.get((topic, p), 0))
@@ -131,28 +136,33 @@ class Pipeline:
         rest: dict[Target, Sequence[Record]] = {target: records for target, records in fetched.items() if records}
         epoch = self._epoch
         while True:
-            now: dict[Target, Sequence[Record]] = {}
-            later: dict[Target, Sequence[Record]] = {}
-            for station in self.stations:
-                limit = station.lane.records_max
-                for target, records in rest.items():
-                    if target[0] in station.lane.topics:
-                        now[target] = records[:limit]
-                        if len(records) > limit:
-                            later[target] = records[limit:]
+            now, later = self._quarantine.share(rest) if self._quarantine.limit else self._share(rest)
             slots = self._slots
             await slots.acquire()
             started = False
             try:
                 await self._confirm(epoch)
                 async with self._computing:
-                    started = await self._compute(now, _lagging_after(later, lagging), slots, epoch)
+                    started = await self._compute(now, lagging_after(later, lagging), slots, epoch)
             finally:
                 if not started:
                     slots.release()
             if not later:
                 return
             rest = later
+
+    def _share(self, rest: Fetched) -> tuple[dict[Target, Sequence[Record]], dict[Target, Sequence[Record]]]:
+        """What one cycle takes of the records, and the others."""
+        now: dict[Target, Sequence[Record]] = {}
+        later: dict[Target, Sequence[Record]] = {}
+        for station in self.stations:
+            limit = station.lane.records_max
+            for target, records in rest.items():
+                if target[0] in station.lane.topics:
+                    now[target] = records[:limit]
+                    if len(records) > limit:
+                        later[target] = records[limit:]
+        return now, later
 
     async def _confirm(self, epoch: int) -> None:
         """Ask whether the partitions are still this worker's, if the last cycle began longer ago than the lease.
@@ -178,6 +188,8 @@ class Pipeline:
         self._raise_failure()
         if not self._accepting or epoch != self._epoch:
             return False  # given up while the fetch waited for its turn; whoever takes over reads it again
+        if self._quarantine.blamed:
+            fetched = self._quarantine.veiled(fetched)
         tally, now_s = Tally(), time.monotonic()
         self._cycle += 1
         cycle, settled, models = self._cycle, self._settled, self.models.current
@@ -206,17 +218,26 @@ class Pipeline:
                 produced += [(station, p) for p in station.lane.compute(part, models, cycle, tally)]
             return produced
 
-        work = await self._apart(begin, threaded=threaded)
-        if not any(part for part, _ in work):
-            return False
-        with tally.stage("read"):
-            wanted = zip(self.stations, work, strict=True)
-            found = await asyncio.gather(*(self._read(station, fields) for station, (_, fields) in wanted))
-        produced = await self._apart(compute, threaded=threaded)
-        outputs: dict[Target, list[Message]] = {}
+        work: list[tuple[Any, dict[int, list[bytes]]]] = []
+        try:
+            work = await self._apart(begin, threaded=threaded)
+            if not any(part for part, _ in work):
+                return False
+            with tally.stage("read"):
+                wanted = zip(self.stations, work, strict=True)
+                found = await asyncio.gather(*(self._read(station, fields) for station, (_, fields) in wanted))
+            produced = await self._apart(compute, threaded=threaded)
+        except HeadraceError:
+            raise
+        except Exception as error:
+            raise await self._suspect(error, fetched, [part for part, _ in work]) from error
+        if self._quarantine.limit:
+            self._passed([part for part, _ in work], [part for _, part in produced])
+        outputs: dict[Target, Sequence[Message]] = {}
         for _, part in produced:
             for topic, messages in part.messages.items():
-                outputs.setdefault((topic, part.partition), []).extend(messages)
+                target = topic, part.partition
+                outputs[target] = [*outputs[target], *messages] if target in outputs else messages
         start = time.perf_counter()
         pending = await self._publisher.send(outputs)
         previous = self._tasks[-1] if self._tasks else None
@@ -225,6 +246,34 @@ class Pipeline:
         self._tasks.append(task)
         self._metrics.in_flight.set(len(self._tasks))
         return True
+
+    async def _suspect(self, error: Exception, fetched: Fetched, work: Sequence[Any]) -> HeadraceError:
+        """Our own code raised: see to it that the next try begins at this cycle, with fewer records."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        suspects = [(target, record.offset) for target, records in fetched.items() for record in records]
+        if work:
+            suspects = [source for s, part in zip(self.stations, work, strict=True) for source in s.lane.sources(part)]
+        return self._failed(error, suspects)
+
+    def _failed(self, error: Exception, suspects: Sequence[Source]) -> HeadraceError:
+        failure = self._quarantine.failed(error, suspects)
+        self._narrow()
+        return failure
+
+    def _unapplied(self, produced: Sequence[Produced]) -> list[Source]:
+        ends = {(topic, part.partition): end for part in produced for topic, end in part.offsets.items()}
+        return [(target, offset) for target, end in ends.items() for offset in range(self.applied[target], end)]
+
+    def _passed(self, work: Sequence[Any], produced: Sequence[Produced]) -> None:
+        good = sum(len(s.lane.sources(part)) for s, part in zip(self.stations, work, strict=True))
+        reached_ = {(topic, p.partition): offset for p in produced for topic, offset in p.offsets.items()}
+        self._quarantine.passed(good, reached_)
+        self._narrow()
+
+    def _narrow(self) -> None:
+        for station in self.stations:
+            station.lane.narrow(self._quarantine.limit)
 
     async def _apart(self, work: Callable[[], _T], *, threaded: bool) -> _T:
         """Do a step of a large cycle in a thread; acknowledgements and writes of earlier cycles go on meanwhile."""
@@ -260,7 +309,13 @@ class Pipeline:
             await previous
         start = time.perf_counter()
         for station in self.stations:
-            await self._apply(station, [p for s, p in produced if s is station], positions)
+            mine = [p for s, p in produced if s is station]
+            try:
+                await self._apply(station, mine, positions)
+            except HeadraceError:
+                raise
+            except Exception as error:  # of the state's encoding, which may have gone on until now
+                raise self._failed(error, self._unapplied(mine)) from error
         tally.seconds["apply"] = time.perf_counter() - start
         self._settled = cycle
         self._metrics.settled(tally, answered_ms)
@@ -290,7 +345,8 @@ class Pipeline:
                 outputs = {t: positions.get((t, part.partition), max(o, ends.get(t, 0))) for t, o in outputs.items()}
             new = self._signed(offsets, outputs, part.watermark, station.lane)
             heads[part.partition] = new, encode_head(new)
-            writes.append(Write(part.partition, expected, heads[part.partition][1], part.fields))
+            fields = await asyncio.wrap_future(part.fields) if isinstance(part.fields, Future) else part.fields
+            writes.append(Write(part.partition, expected, heads[part.partition][1], fields))
         if writes:
             await station.store.apply(writes)
         station.heads |= heads
@@ -341,15 +397,3 @@ class Pipeline:
                 station.heads.clear()
             self.applied.clear()
             self._slots = asyncio.Semaphore(self._in_flight)
-
-
-def _lagging_after(cut: Fetched, lagging: Callable[[Target], bool]) -> Callable[[Target], bool]:
-    """A partition also lags when a cycle was cut and the rest of its records comes with the next."""
-    return lambda target: target in cut or lagging(target)
-
-
-def failure_cause(error: BaseException) -> str:
-    """A short name for the metrics of what made a pipeline fail."""
-    if isinstance(error, StateConflict):
-        return "conflict"
-    return "redis" if isinstance(error, RedisUnavailable) else "kafka"

@@ -25,6 +25,7 @@ from stream.resp import Wired
 
 Ints = NDArray[np.int64]
 VIEW = -1  # the partition under which views are indexed
+_BUILT_AT_ONCE = 4096  # shards that lie in rows of their own while views are built
 _SLACK = 8  # an eviction frees an eighth of the budget, so that it is rare
 
 
@@ -140,13 +141,15 @@ class EntityCache:
         self._unread, self._stale = {}, None
         self.release(np.concatenate([self._index.rows(partition), self._index.rows(VIEW)]))
 
-    def evictable(self, settled: int) -> tuple[Ints, Ints]:
-        """Rows that may go and the cycle that used each last. Rows used after cycle ``settled`` stay.
+    def evictable(self, settled: int) -> tuple[Ints, NDArray[np.float64]]:
+        """Rows that may go, and how many cycles each was not used, over what it costs to have it again.
 
-        What such a row holds is not in Redis yet.
+        Rows used after cycle ``settled`` stay: what they hold is not in Redis yet. A view reads a shard of every
+        partition, other rows read one.
         """
         rows = np.flatnonzero(self._index.used & (self._cycles <= settled))
-        return rows, self._cycles[rows]
+        idle = settled + 1.0 - self._cycles[rows]
+        return rows, np.where(self._index.of(rows) == VIEW, idle / self._partitions, idle)
 
     def release(self, rows: Ints) -> None:
         """Forget rows."""
@@ -184,12 +187,20 @@ class EntityCache:
 
     def _build(self, stale: _Stale, values: Mapping[int, Mapping[bytes, bytes | None]], watermarks: Ints) -> None:
         """Merge the shards held here with those read, in the order of the partitions."""
-        parts = stale.shards.copy()
+        some = max(_BUILT_AT_ONCE // self._partitions, 1)
+        for at in range(0, len(stale.names), some):
+            part = slice(at, at + some)
+            self._merge(stale.views[part], stale.names[part], stale.shards[part], values, watermarks)
+
+    def _merge(self, views: Ints, entities: list[bytes], parts: Ints,
+               values: Mapping[int, Mapping[bytes, bytes | None]], watermarks: Ints) -> None:  # fmt: skip
         read: list[bytes] = []
         places: list[tuple[int, int]] = []
         for p in range(self._partitions):
-            for i in np.flatnonzero(parts[:, p] < 0).tolist():
-                value = values[p][stale.names[i]]
+            absent = np.flatnonzero(parts[:, p] < 0).tolist()
+            found = values[p] if absent else {}
+            for i in absent:
+                value = found[entities[i]]
                 if value:
                     places.append((i, p))
                     read.append(value)
@@ -202,18 +213,18 @@ class EntityCache:
         ints, layout = self.rows.ints, self.layout
         newest = np.maximum(ints[parts, 0], ints[parts, 2])
         parts[is_past(newest, watermarks[None, :], layout)] = -1
-        merge_all(*self.rows.flat, parts, stale.views, layout.dims)
+        merge_all(*self.rows.flat, parts, views, layout.dims)
         self.rows.give_back(scratch)
 
 
 def evict(caches: Sequence[EntityCache], nbytes_max: int, settled: int) -> None:
-    """Hold the rows of several caches together to a budget, the least recently used first to go."""
+    """Hold the rows of several caches together to a budget, first those long unused that cost least."""
     surplus = sum(len(cache) * cache.row_bytes for cache in caches) - nbytes_max
     if surplus <= 0:
         return
     found = [cache.evictable(settled) for cache in caches]
     counts = [len(rows) for rows, _ in found]
-    order = np.argsort(np.concatenate([cycles for _, cycles in found]), kind="stable")
+    order = np.argsort(-np.concatenate([idle for _, idle in found]), kind="stable")
     sizes = np.repeat([cache.row_bytes for cache in caches], counts)[order]
     gone = order[: int(np.searchsorted(np.cumsum(sizes), surplus + nbytes_max // _SLACK)) + 1]
     first = 0

@@ -8,10 +8,9 @@ the applied offset are skipped; what was emitted but not applied is folded again
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -24,17 +23,21 @@ from features.catalogue import Catalogue
 from features.engine import Operations
 from features.kernel import LABEL, TRANSACTION
 from features.messages import ACTIONS, Alert, Decision, Reason
+from features.recordbatch import Columns
 from features.scoring import FraudModel
 from features.texts import Texts
 from features.watermark import UNMARKED, Watermark
 from stream.entities import EntityCache, evict
 from stream.intake import Emitted, Intake, Part, Progress
 from stream.lane import (
+    Fields,
     Held,
     LetterId,
     Produced,
+    Record,
     Records,
     Tally,
+    Target,
     after_sources,
     emitted_before,
     reached,
@@ -43,7 +46,7 @@ from stream.lane import (
 from stream.resp import Wired
 from stream.settings import Settings
 from stream.store import FIELDS_MAX, HEAD, head_watermark
-from stream.vectors import VectorLog
+from stream.vectors import VectorLog, sampled
 
 _Scored = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int8]]
 _FOREIGN_SHARE = 0.25  # shards of other workers that a worker that lags reads anew for each event
@@ -77,6 +80,7 @@ class FraudLane:
         self._log = log
         self._lags = False
         self._beside = ThreadPoolExecutor(1, "headrace-beside")
+        self._encodings: list[Future[Fields]] = []
 
     def resume(self, partition: int, offsets: Mapping[str, int], watermark: Watermark = UNMARKED) -> None:
         """Start a partition at the applied ``offsets`` and watermark; nothing of it is cached."""
@@ -85,6 +89,7 @@ class FraudLane:
 
     def drop(self, partition: int) -> None:
         """Forget a partition: it is lost, or its state ran ahead of what was applied."""
+        self._settle_rows()
         self._intake.partitions.pop(partition, None)
         for cache in self.caches:
             cache.drop(partition)
@@ -108,6 +113,23 @@ class FraudLane:
             sources |= found.keys()
         state.answered = after_sources(sources)
         return state.answered
+
+    def decide_as(self, partition: int, emitted: Mapping[str, Emitted]) -> None:
+        """Have the next cycle decide transactions (by source) as they were decided, after the labels they had seen."""
+        self._intake.partitions[partition].emitted = dict(emitted)
+
+    def decidable(self, partition: int, records: Sequence[Record]) -> list[Record]:
+        """Those that become decisions, not dead letters."""
+        return self._intake.good(partition, records)
+
+    def sources(self, work: list[Part]) -> list[tuple[Target, int]]:
+        """The labels and transactions that a cycle counts, labels first: a label waits for a transaction's time."""
+        labels = [((self.topics[1], part.partition), offset) for part in work for offset in part.labels.offset.tolist()]
+        return labels + [((self.topics[0], part.partition), r.offset) for part in work for r in part.records]
+
+    def narrow(self, limit: int) -> None:
+        """Take up at most so many transactions and labels of a partition that wait; 0 for as many as ever."""
+        self._intake.limit = limit or self.records_max
 
     def waiting(self) -> dict[int, int]:
         """How many labels wait, by partition."""
@@ -170,6 +192,7 @@ class FraudLane:
         if not work:
             return []
         operations, rows, marks = self._operations(work)
+        self._settle_rows()
         with tally.stage("features"):
             folded = engine.fold(self.catalogue, self._tables, operations, marks)
         x = np.ascontiguousarray(folded.x[rows])
@@ -204,14 +227,21 @@ class FraudLane:
         for part in work:
             labels, batch = part.labels, part.batch
             n, extra = len(part.records), len(labels)
-            missing = [np.full((extra, column.shape[1]), np.nan) for column in (batch.values, batch.categories)]
-            columns = {
-                "kind": np.repeat(np.array([TRANSACTION, LABEL], np.int8), [n, extra]),
-                "time": np.concatenate([batch.time, labels.time]),
-                "event_hash": np.concatenate([batch.event_id.hashes(), labels.event_id.hashes()]),
-                "values": np.concatenate([batch.values, missing[0]]),
-                "categories": np.concatenate([batch.categories, missing[1]]),
-                "fraud": np.concatenate([batch.fraud, labels.fraud]),
+            columns: dict[str, NDArray[Any]] = {
+                "kind": np.full(n, TRANSACTION, np.int8),
+                "time": batch.time,
+                "event_hash": batch.event_id.hashes(),
+                "values": batch.values,
+                "categories": batch.categories,
+                "fraud": batch.fraud,
+            }
+            if extra:
+                missing = [np.full((extra, column.shape[1]), np.nan) for column in (batch.values, batch.categories)]
+                kind, hashes = np.full(extra, LABEL, np.int8), labels.event_id.hashes()
+                more: list[NDArray[Any]] = [kind, labels.time, hashes, *missing, labels.fraud]
+                pairs = zip(columns.items(), more, strict=True)
+                columns = {name: np.concatenate((column, added)) for (name, column), added in pairs}
+            columns |= {
                 "entity_hash": np.stack(part.hashes, axis=1),
                 "slots": np.stack(part.slots, axis=1),
                 "views": np.stack(part.views, axis=1),
@@ -259,7 +289,7 @@ class FraudLane:
     def _produced(self, work: list[Part], decided: _Decided, models: Any, tally: Tally) -> list[Produced]:
         produced, first = [], 0
         encoding = self._encoding(work, beside=len(decided.action) >= _BESIDE_FROM)
-        for part, encoded in zip(work, encoding, strict=True):
+        for part, fields in zip(work, encoding, strict=True):
             mine = decided.take(slice(first, first + len(part.records)))
             first += len(part.records)
             self._answer(part, mine, models)
@@ -268,19 +298,28 @@ class FraudLane:
             if state.done and reached(part.offsets, state.answered):
                 state.done = set()
                 state.emitted = {}
-            produced.append(Produced(part.partition, part.offsets, part.answers.messages, encoded(), part.watermark))
+            produced.append(Produced(part.partition, part.offsets, part.answers.messages, fields, part.watermark))
         return produced
 
-    def _encoding(self, work: list[Part], *, beside: bool) -> list[Callable[[], Wired]]:
-        """The new state of each part for Redis; of a large cycle another thread encodes it while this one decides."""
+    def _encoding(self, work: list[Part], *, beside: bool) -> Sequence[Fields | Future[Fields]]:
+        """The new state of each part for Redis; that of a large cycle is encoded in another thread meanwhile.
+
+        It may take until the next cycle changes rows, see :meth:`_settle_rows`; until then that one only adds rows.
+        """
 
         def encode(part: Part) -> Wired:
             pairs = zip(self.caches, part.slots, strict=True)
             return Wired.of([cache.encode(np.unique(slots)) for cache, slots in pairs])
 
-        if beside:
-            return [self._beside.submit(encode, part).result for part in work]
-        return [partial(encode, part) for part in work]
+        if not beside:
+            return [encode(part) for part in work]
+        self._encodings = [self._beside.submit(encode, part) for part in work]
+        return self._encodings
+
+    def _settle_rows(self) -> None:
+        """Wait until the rows are encoded as the last cycle left them; from then on they may be changed."""
+        wait(self._encodings)
+        self._encodings = []
 
     @staticmethod
     def _count(part: Part, decided: _Decided, tally: Tally) -> None:
@@ -293,36 +332,29 @@ class FraudLane:
 
     def _answer(self, part: Part, decided: _Decided, models: Any) -> None:
         """All decisions of a part in order, and an alert where one needs a person."""
-        batch, answers, decisions = part.batch, part.answers, self._topic_names.decisions
+        batch, answers, topic = part.batch, part.answers, self._topic_names.decisions
         if not part.records:
             return
-        keys, plain = batch.entities[0].raws(), self._plain(part, decided)
-        at = np.flatnonzero(plain)
-        offsets = np.array([record.offset for record in part.records], np.int64)
-        score, anomaly = (np.rint(column[at] * MICRO).astype(np.int64) for column in (decided.score, decided.anomaly))
-        encoded = iter(allowed(self.topics[0], part.partition, offsets[at], batch.event_id.take(at),
-                               batch.entities[0].take(at), batch.time[at], score, anomaly, models.version,
-                               part.positions[at], decided.repeat[at]))  # fmt: skip
-        if len(at) == len(keys):
-            answers.messages.setdefault(decisions, []).extend(zip(keys, encoded, strict=True))
+        alerts = np.flatnonzero(decided.action > 0)
+        found = models.fraud.reasons_many(decided.x[alerts]) if len(alerts) else []
+        reasons = dict(zip(alerts.tolist(), found, strict=True))
+        if self._intake.partitions[part.partition].done:  # after a takeover some of these answers are out already
+            for i, key in enumerate(batch.entities[0].raws()):
+                source = self._source(part, part.records[i].offset)
+                answers.add(topic, source, (key, self._explain(part, i, decided, reasons.get(i, []), models)))
             return
-        alerts = np.flatnonzero(decided.action > 0).tolist()
-        reasons = dict(zip(alerts, models.fraud.reasons_many(decided.x[alerts]), strict=True)) if alerts else {}
-        for i, key in enumerate(keys):
-            if plain[i]:
-                answers.messages.setdefault(decisions, []).append((key, next(encoded)))
-            else:
-                self._explain(part, i, key, decided, reasons.get(i, []), models)
+        offsets = np.array([record.offset for record in part.records], np.int64)
+        score, anomaly = (np.rint(column * MICRO).astype(np.int64) for column in (decided.score, decided.anomaly))
+        values = allowed(self.topics[0], part.partition, offsets, batch.event_id, batch.entities[0], batch.time, score,
+                         anomaly, models.version, part.positions, decided.repeat)  # fmt: skip
+        longer = alerts
+        if self._worker.vector_sample > 0.0:
+            longer = np.union1d(alerts, np.flatnonzero(sampled(batch.event_id, self._worker.vector_sample)))
+        explained = [self._explain(part, i, decided, reasons.get(i, []), models) for i in longer.tolist()]
+        answers.messages[topic] = Columns(batch.entities[0], values.replaced(longer, explained))
 
-    def _plain(self, part: Part, decided: _Decided) -> NDArray[np.bool_]:
-        """Which decisions need no more than their numbers, bool[n]; none while answers of a takeover are looked for."""
-        if self._intake.partitions[part.partition].done:
-            return np.zeros(len(decided.action), np.bool_)
-        plain: NDArray[np.bool_] = decided.action == 0
-        return plain
-
-    def _explain(self, part: Part, i: int, key: bytes, decided: _Decided, reasons: list[Reason], models: Any) -> None:
-        """A decision with its reasons, and its alert if it needs a person."""
+    def _explain(self, part: Part, i: int, decided: _Decided, reasons: list[Reason], models: Any) -> bytes:
+        """A decision with its reasons; if it needs a person, its alert is among the answers."""
         topics, batch, action = self._topic_names, part.batch, ACTIONS[decided.action[i]]
         source = self._source(part, part.records[i].offset)
         emitted = self._intake.partitions[part.partition].emitted.get(source)
@@ -338,18 +370,19 @@ class FraudLane:
             "label_position": int(part.positions[i]),
             "duplicate": bool(decided.repeat[i]),
         }
-        decision = Decision(**facts, reasons=[reason.text for reason in reasons])
-        part.answers.add(topics.decisions, source, (key, msgspec.json.encode(decision)))
+        values = {name: None if value != value else value
+                  for name, value in zip(self.catalogue.names, decided.x[i].tolist(), strict=True)}  # fmt: skip
         if action != "allow":
             alert = Alert(
                 **facts,
                 reasons=reasons,
                 entities={cache.layout.entity.name: ids[i]
                           for cache, ids in zip(self.caches, batch.entities, strict=True)},
-                values={name: None if value != value else value
-                        for name, value in zip(self.catalogue.names, decided.x[i].tolist(), strict=True)},
+                values=values,
             )  # fmt: skip
-            part.answers.add(topics.alerts, source, (key, msgspec.json.encode(alert)))
+            part.answers.add(topics.alerts, source, (batch.entities[0].raw(i), msgspec.json.encode(alert)))
+        kept = values if sampled(batch.event_id.take([i]), self._worker.vector_sample)[0] else msgspec.UNSET
+        return msgspec.json.encode(Decision(**facts, reasons=[reason.text for reason in reasons], values=kept))
 
 
 @dataclass(frozen=True, slots=True)

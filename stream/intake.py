@@ -125,7 +125,7 @@ class Part:
 
 
 class Intake:
-    """Takes fetches in; ``records_max`` bounds the labels of one cycle."""
+    """Takes fetches in; ``records_max`` bounds transactions and labels of one cycle, and ``limit`` may lie below it."""
 
     def __init__(self, settings: Settings, schema: TransactionSchema, records_max: int) -> None:
         worker, topics = settings.worker, settings.topics
@@ -133,7 +133,7 @@ class Intake:
         self.partitions: dict[int, Progress] = {}
         self._count = topics.transaction_partitions
         self._transactions, self._labels, self._dead_letters = topics.transactions, topics.labels, topics.dead_letters
-        self._records_max = records_max
+        self._records_max = self.limit = records_max
         self._entities = len(schema.entities)
         self._key_name = schema.key.name
         self._accept_mispartitioned = worker.accept_mispartitioned
@@ -142,90 +142,117 @@ class Intake:
 
     def take(self, fetched: Mapping[int, Records], lagging: Mapping[int, bool], tally: Tally) -> list[Part]:
         """Skip what is applied, decode, check the keys, and put transactions and labels in order."""
-        parts = []
+        ready: list[tuple[int, Progress, Records, list[Record]]] = []
         for partition, state in self.partitions.items():
             records = fetched.get(partition, {})
             if records or len(state.labels) or state.held:
-                part = self._take(partition, state, records, lagging.get(partition, False), tally)
-                if part is not None:
-                    parts.append(part)
+                applied = state.offsets.get(self._transactions, 0)
+                fresh = [*state.held, *_from(records.get(self._transactions, ()), applied)]
+                fresh, state.held = fresh[: self.limit], fresh[self.limit :]
+                ready.append((partition, state, records, fresh))
+        batches = self._decoded([(partition, fresh) for partition, _, _, fresh in ready])
+        parts = []
+        for (partition, state, records, fresh), batch in zip(ready, batches, strict=True):
+            self._queue_labels(partition, state, records.get(self._labels, ()), tally)
+            part = self._part(partition, state, fresh, batch, lagging.get(partition, False), tally)
+            if part is not None:
+                parts.append(part)
         return parts
 
-    def _take(self, partition: int, state: Progress, records: Records, lagging: bool, tally: Tally) -> Part | None:
+    def good(self, partition: int, records: Sequence[Record]) -> list[Record]:
+        """Those of some transactions that can be decided."""
+        return [records[row] for row in self._decoded([(partition, records)])[0].rows] if records else []
+
+    def _part(self, partition: int, state: Progress, fresh: list[Record], batch: TransactionBatch, lagging: bool,
+              tally: Tally) -> Part | None:  # fmt: skip
         answers = Answers(state.done)
-        self._queue_labels(partition, state, records.get(self._labels, ()), tally)
-        fresh, batch, pinned = self._transactions_ready(partition, state, records)
+        pinned = None
+        if state.emitted:
+            fresh, batch, pinned = self._pinned(partition, state, fresh, batch)
         for bad in batch.bad:
             refuse((self._transactions, partition), fresh[bad.index], bad, self._dead_letters, answers, tally)
         clocks = np.maximum.accumulate(np.concatenate([[state.clock], batch.time]))[1:]
         if len(clocks):
             state.clock = int(clocks[-1])
-        labels = self._due_labels(state, lagging or bool(state.held), int(pinned.max(initial=-1)))
+        labels = self._due_labels(partition, state, lagging, fresh, pinned)
         if not fresh and not len(labels):
             return None
         tally.add(tally.events, "transactions", len(fresh))
-        tally.add(tally.events, "labels", len(labels))
         tally.unknown_fields += batch.unknown_fields
-        for offset in labels.offset[~labels.good].tolist():
-            record, reason = state.labels.bad.pop(offset)
-            refuse((self._labels, partition), record, reason, self._dead_letters, answers, tally)
-        before = np.concatenate([[state.offsets.get(self._labels, 0)], labels.offset + 1])
-        state.offsets = state.offsets | {self._labels: int(before[-1])}
+        read = state.offsets.get(self._labels, 0)
+        state.offsets = state.offsets | {self._labels: read}
         if fresh:
             state.offsets[self._transactions] = fresh[-1].offset + 1
-        good = np.flatnonzero(labels.good)
-        seen = _labels_seen(clocks, labels, pinned)
-        kept = labels.take(labels.good)
-        # A transaction comes after the labels that it has seen, and before the others.
-        order = np.argsort(np.concatenate([2 * seen, 2 * good + 1]), kind="stable")
-        marks, state.watermark = advance(state.watermark, np.concatenate([batch.time, kept.time])[order])
-        entities = batch.entities
-        if len(kept):
-            entities = [Texts.concat(pair) for pair in zip(batch.entities, kept.entities, strict=True)]
+        n = len(batch.rows)
+        order, positions, entities = np.arange(n), np.full(n, read), batch.entities
+        if len(labels):
+            tally.add(tally.events, "labels", len(labels))
+            for offset in labels.offset[~labels.good].tolist():
+                record, reason = state.labels.bad.pop(offset)
+                refuse((self._labels, partition), record, reason, self._dead_letters, answers, tally)
+            state.offsets[self._labels] = int(labels.offset[-1]) + 1
+            seen = _labels_seen(clocks, labels, pinned)
+            positions = np.concatenate([[read], labels.offset + 1])[seen]
+            good = np.flatnonzero(labels.good)
+            labels = labels.take(labels.good)
+            # A transaction comes after the labels that it has seen, and before the others.
+            order = np.argsort(np.concatenate([2 * seen, 2 * good + 1]), kind="stable")
+            if len(labels):
+                entities = [Texts.concat(pair) for pair in zip(batch.entities, labels.entities, strict=True)]
+        times = np.concatenate([batch.time, labels.time])[order] if len(labels) else batch.time
+        marks, state.watermark = advance(state.watermark, times)
         return Part(
             partition=partition,
             offsets=dict(state.offsets),
             answers=answers,
-            records=[fresh[i] for i in batch.rows] if len(batch.rows) < len(fresh) else fresh,
+            records=[fresh[i] for i in batch.rows] if n < len(fresh) else fresh,
             batch=batch,
-            labels=kept,
+            labels=labels,
             order=order,
-            positions=before[seen],
+            positions=positions,
             entities=entities,
             marks=marks,
             watermark=state.watermark,
         )
 
-    def _transactions_ready(self, partition: int, state: Progress, records: Records
-                            ) -> tuple[list[Record], TransactionBatch, NDArray[np.int64]]:  # fmt: skip
-        """The transactions of this cycle, decoded, and the label position that each was emitted with (-1: none).
+    def _pinned(self, partition: int, state: Progress, fresh: list[Record], batch: TransactionBatch
+                ) -> tuple[list[Record], TransactionBatch, Ints]:  # fmt: skip
+        """The transactions that may go on after a takeover, and the label position of each (int64[n], -1: not emitted).
 
-        One that was emitted before a takeover waits, with all after it, until the labels that it has seen are here.
+        One that was emitted before it waits, with all after it, until the labels that it has seen are here.
         """
-        applied = state.offsets.get(self._transactions, 0)
-        fresh = [*state.held, *_from(records.get(self._transactions, ()), applied)]
-        fresh, state.held = fresh[: self._records_max], fresh[self._records_max :]
-        batch = self._decoded(fresh, partition)
-        pinned = np.full(len(batch.rows), -1, np.int64)
-        if state.emitted:
-            here = self._labels_read(state)
-            for i, row in enumerate(batch.rows):
-                emitted = state.emitted.get(source_id((self._transactions, partition), fresh[row].offset))
-                if emitted is not None and emitted.label_position > here:
-                    fresh, state.held = fresh[:row], [*fresh[row:], *state.held]
-                    return fresh, self._decoded(fresh, partition), pinned[:i]
-                pinned[i] = -1 if emitted is None else emitted.label_position
+        pinned, here = np.full(len(batch.rows), -1, np.int64), self._labels_ready(state)
+        for i, row in enumerate(batch.rows):
+            pinned[i] = self._pin(partition, state, fresh[row])
+            if pinned[i] > here:
+                fresh, state.held = fresh[:row], [*fresh[row:], *state.held]
+                return fresh, self._decoded([(partition, fresh)])[0], pinned[:i]
         return fresh, batch, pinned
 
-    def _decoded(self, records: list[Record], partition: int) -> TransactionBatch:
-        batch = self._decode_transactions([r.value for r in records], [r.timestamp for r in records])
-        return self._check_partition(batch, partition)
+    def _pin(self, partition: int, state: Progress, record: Record) -> int:
+        """The label position that a transaction was emitted with; -1 for none."""
+        emitted = state.emitted.get(source_id((self._transactions, partition), record.offset))
+        return -1 if emitted is None else emitted.label_position
 
-    def _check_partition(self, batch: TransactionBatch, partition: int) -> TransactionBatch:
-        """Move events whose key belongs to another partition from the good to the bad ones."""
+    def _labels_ready(self, state: Progress) -> int:
+        """The offset after the last label that this cycle can fold."""
+        if len(state.labels) > self._records_max:
+            return int(state.labels.offset[self._records_max])
+        return self._labels_read(state)
+
+    def _decoded(self, fetched: Sequence[tuple[int, Sequence[Record]]]) -> list[TransactionBatch]:
+        """The transactions of several partitions, decoded in one go, and each partition's share of them."""
+        records = fetched[0][1] if len(fetched) == 1 else [record for _, found in fetched for record in found]
+        batch = self._decode_transactions([r.value for r in records], [r.timestamp for r in records])
+        sizes = [len(found) for _, found in fetched]
+        partitions = np.repeat([partition for partition, _ in fetched], sizes)
+        return self._check_partition(batch, partitions[batch.rows]).split(sizes)
+
+    def _check_partition(self, batch: TransactionBatch, partitions: Ints) -> TransactionBatch:
+        """Move events whose key belongs to another partition (int64[n]: where each lies) from the good to the bad."""
         if self._accept_mispartitioned or not batch.rows:
             return batch
-        wrong = misplaced(batch.entities[0], batch.rows, partition, self._count, f"{self._key_name} {{!r}}")
+        wrong = misplaced(batch.entities[0], batch.rows, partitions, self._count, f"{self._key_name} {{!r}}")
         if not wrong:
             return batch
         batch.bad += wrong.values()
@@ -240,7 +267,7 @@ class Intake:
         if not fresh:
             return
         batch = self._decode_labels([r.value for r in fresh], [r.timestamp for r in fresh])
-        batch = self._check_partition(batch, partition)
+        batch = self._check_partition(batch, np.full(len(batch.rows), partition))
         tally.unknown_fields += batch.unknown_fields
         n = len(fresh)
         good, time, fraud = np.zeros(n, np.bool_), np.full(n, state.label_clock, np.int64), np.zeros(n, np.int8)
@@ -263,13 +290,29 @@ class Intake:
         )
         state.labels = state.labels.and_then(fresh_labels)
 
-    def _due_labels(self, state: Progress, lagging: bool, position: int) -> Labels:
-        """Labels below ``position``, and those that the transactions' clock has passed; all where none lags."""
+    def _due_labels(self, partition: int, state: Progress, lagging: bool, fresh: list[Record],
+                    pinned: Ints | None) -> Labels:  # fmt: skip
+        """Labels that the transactions' clock has passed, all where none lags.
+
+        While what was emitted is folded again, also those that the transactions of this cycle, or the first one that
+        waits, have seen; and none that the emitted ones of later cycles had not.
+        """
         labels = state.labels
-        due = len(labels)
-        if lagging:
-            due = max(int(np.searchsorted(labels.clock, state.clock)), int(np.searchsorted(labels.offset, position)))
-        due = min(due, self._records_max)
+        if not len(labels):
+            return labels
+        due, seen = len(labels), 0
+        if lagging or state.held:
+            due = int(np.searchsorted(labels.clock, state.clock))
+        if state.emitted:
+            position = -1 if pinned is None else int(pinned.max(initial=-1))
+            if state.held:
+                position = max(position, self._pin(partition, state, state.held[0]))
+            after = fresh[-1].offset + 1 if fresh else state.offsets.get(self._transactions, 0)
+            later = [e.label_position for source, e in state.emitted.items() if int(source.rpartition(":")[2]) >= after]
+            unseen = int(np.searchsorted(labels.offset, min(later, default=np.iinfo(np.int64).max)))
+            seen = int(np.searchsorted(labels.offset, position))
+            due = max(min(due, unseen), seen)
+        due = min(due, max(self.limit, seen), self._records_max)
         state.labels = labels.take(slice(due, None))
         return labels.take(slice(due))
 
@@ -281,8 +324,10 @@ def _from(records: Sequence[Record], offset: int) -> Sequence[Record]:
     return [record for record in records if record.offset >= offset]
 
 
-def _labels_seen(clocks: Ints, labels: Labels, pinned: Ints) -> Ints:
+def _labels_seen(clocks: Ints, labels: Labels, pinned: Ints | None) -> Ints:
     """How many of ``labels`` come before each transaction: those of an earlier time, or as it was emitted; int64[n]."""
     by_clock = np.searchsorted(labels.clock, clocks, side="left")
+    if pinned is None:
+        return by_clock
     by_offset = np.searchsorted(labels.offset, pinned, side="left")
     return np.maximum.accumulate(np.where(pinned >= 0, by_offset, by_clock)).astype(np.int64)

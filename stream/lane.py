@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from features.checks import Refused
 from features.decode import Bad
 from features.messages import DeadLetter
+from features.recordbatch import Columns
 from features.texts import Texts
 from features.watermark import UNMARKED, Watermark
 
@@ -29,9 +32,10 @@ _Message = TypeVar("_Message", bound=msgspec.Struct)
 
 
 class LetterId(msgspec.Struct, frozen=True):
-    """Of a dead letter, its source."""
+    """Of a dead letter, its source and why."""
 
     dead_letter_id: str
+    reason: str = ""
 
 
 class Record(Protocol):
@@ -47,6 +51,19 @@ class Record(Protocol):
     def timestamp(self) -> int: ...
 
 
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """In the place of records that must not be decoded; ``value`` says why. The rest is what aiokafka asks of one."""
+
+    offset: int
+    key: bytes | None
+    value: Refused
+    timestamp: int
+    timestamp_type: int = 0
+    checksum: None = None
+    headers: tuple[()] = ()
+
+
 Records = Mapping[str, Sequence[Record]]  # of one partition number: topic to records in offset order
 
 
@@ -54,14 +71,20 @@ Target = tuple[str, int]  # a topic and one of its partitions
 Message = tuple[bytes, bytes]  # key and value to produce
 
 
+Fields = Mapping[bytes, bytes]  # state to write, by its field in Redis
+
+
 @dataclass(slots=True)
 class Produced:
-    """What one cycle yields for one partition of a lane: messages by topic, offsets, watermark, and state to write."""
+    """What one cycle yields for one partition of a lane: messages by topic, offsets, watermark, and state to write.
+
+    ``fields`` may be on its way: answers need not wait for it, and it is written only once they are acknowledged.
+    """
 
     partition: int
     offsets: dict[str, int]
-    messages: dict[str, list[Message]] = field(default_factory=dict)
-    fields: Mapping[bytes, bytes] = field(default_factory=dict)
+    messages: Mapping[str, Sequence[Message]] = field(default_factory=dict)
+    fields: Fields | Future[Fields] = field(default_factory=dict)
     watermark: Watermark = UNMARKED
 
 
@@ -77,15 +100,18 @@ class Held:
 
 @dataclass(slots=True)
 class Answers:
-    """Messages by topic, collected; what answers a source in ``done`` (``topic source``) was emitted before."""
+    """Messages by topic, collected; what answers a source in ``done`` (``topic source``) was emitted before.
+
+    A topic has either messages that were added one by one, or one :class:`~features.recordbatch.Columns`.
+    """
 
     done: Set[str] = frozenset()
-    messages: dict[str, list[Message]] = field(default_factory=dict)
+    messages: dict[str, list[Message] | Columns] = field(default_factory=dict)
 
     def add(self, topic: str, source: str, message: Message) -> None:
         """Add a message unless it was emitted before; ``source`` (``topic:partition:offset``) is what it answers."""
         if not self.done or f"{topic} {source}" not in self.done:
-            self.messages.setdefault(topic, []).append(message)
+            cast(list[Message], self.messages.setdefault(topic, [])).append(message)
 
 
 @dataclass(slots=True)
@@ -121,7 +147,13 @@ class Tally:
 
 
 class Lane(Protocol):
-    """One kind of decision. ``name`` is part of the state's key; ``topics`` are its inputs."""
+    """One kind of decision. ``name`` is part of the state's key; ``topics`` are its inputs, and the last of ``outputs``
+    is for dead letters.
+
+    While a record that makes a cycle raise is looked for, :meth:`narrow` says how many waiting records of a partition
+    a cycle may take up (0: as many as ever), and :meth:`sources` tells the topic, partition and offset of each that it
+    would have counted.
+    """
 
     @property
     def name(self) -> str: ...
@@ -138,6 +170,8 @@ class Lane(Protocol):
     def wanted(self, work: Any, cycle: int, now_s: float) -> dict[int, list[bytes]]: ...
     def fill(self, work: Any, values: Mapping[int, Mapping[bytes, bytes | None]], now_s: float) -> None: ...
     def compute(self, work: Any, models: Any, cycle: int, tally: Tally) -> list[Produced]: ...
+    def sources(self, work: Any) -> list[tuple[Target, int]]: ...
+    def narrow(self, limit: int) -> None: ...
     def resume(self, partition: int, offsets: Mapping[str, int], watermark: Watermark = ...) -> None: ...
     def drop(self, partition: int) -> None: ...
     def evict(self, settled: int) -> None: ...
@@ -147,17 +181,19 @@ class Lane(Protocol):
     def past(self, values: Mapping[bytes, bytes], watermark: int) -> list[bytes]: ...
 
 
-def misplaced(keys: Texts, rows: Sequence[int], partition: int, partitions: int, named: str) -> dict[int, Bad]:
+def misplaced(keys: Texts, rows: Sequence[int], lie: NDArray[np.integer], partitions: int, named: str
+              ) -> dict[int, Bad]:  # fmt: skip
     """Position in the batch and reason of each event whose key belongs to another partition.
 
-    ``rows`` are the events' indices in the fetch; ``named`` tells a key, with ``{!r}`` in its place.
+    ``rows`` are the events' indices in the fetch, ``lie`` (int[n]) the partitions where they are; ``named`` tells
+    a key, with ``{!r}`` in its place.
     """
     expected = keys.partitions(partitions)
     return {
         i: Bad(rows[i], "wrong_partition",
-               f"{named.format(keys[i])} belongs to partition {expected[i]} of {partitions}, not {partition}: the "
+               f"{named.format(keys[i])} belongs to partition {expected[i]} of {partitions}, not {lie[i]}: the "
                "producer does not use murmur2 on the key (`headrace repartition`, or set worker.accept_mispartitioned)")
-        for i in np.flatnonzero(expected != partition).tolist()
+        for i in np.flatnonzero(expected != lie).tolist()
     }  # fmt: skip
 
 
@@ -196,6 +232,11 @@ def emitted_before(values: Iterable[bytes], kind: type[_Message], topics: Iterab
     return found
 
 
+def lagging_after(cut: Mapping[Target, Any], lagging: Callable[[Target], bool]) -> Callable[[Target], bool]:
+    """A partition also lags when a cycle was cut and the rest of its records comes with the next."""
+    return lambda target: target in cut or lagging(target)
+
+
 def reached(offsets: Mapping[str, int], wanted: Mapping[str, int]) -> bool:
     """Whether every topic of ``wanted`` has come to its offset."""
     return all(offsets.get(topic, 0) >= offset for topic, offset in wanted.items())
@@ -203,7 +244,8 @@ def reached(offsets: Mapping[str, int], wanted: Mapping[str, int]) -> bool:
 
 def dead_letter(target: Target, record: Record, bad: Bad) -> Message:
     """The dead letter of a record; it always fits the broker's limit, whatever the record's size."""
-    value = record.value or b""
+    refused = record.value if isinstance(record.value, Refused) else None
+    value = (record.value if refused is None else refused.given) or b""
     key = record.key
     letter = DeadLetter(
         dead_letter_id=source_id(target, record.offset),
@@ -216,6 +258,7 @@ def dead_letter(target: Target, record: Record, bad: Bad) -> Message:
         sha256=hashlib.sha256(value).hexdigest(),
         value=base64.b64encode(value[:DEAD_LETTER_BYTES]).decode(),
         key=None if key is None else base64.b64encode(key[:1024]).decode(),
+        first_offset=None if refused is None else refused.first,
     )
     return letter.dead_letter_id.encode(), msgspec.json.encode(letter)
 

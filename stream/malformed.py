@@ -58,6 +58,10 @@ def kinds(target: Target) -> dict[str, Callable[[dict[str, Any]], bytes | None]]
         "over-long id": _with(target.id, "x" * (ID_BYTES_MAX + 1)),
         "empty id": _with(target.id, ""),
         "control character in the id": _with(target.id, "a\x1fb"),
+        "field twice": lambda message: b'{"%s": 1, ' % target.id.encode() + json.dumps(message).encode()[1:],
+        "field twice by an escape": lambda message: (
+            b'{"\\u%04x%s": "x", ' % (ord(target.id[0]), target.id[1:].encode()) + json.dumps(message).encode()[1:]
+        ),
         "null": lambda _: b"null",
         "array": lambda message: json.dumps([message]).encode(),
         "empty value": lambda _: b"",

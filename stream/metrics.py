@@ -73,6 +73,9 @@ class Metrics:
         self.lag = Gauge("headrace_consumer_lag_records", "Records not applied yet.", ["topic", "partition"],
                          registry=r)  # fmt: skip
         self.model = Gauge("headrace_model_info", "1 for the model version in use.", ["version"], registry=r)
+        self.models_refused = Counter("headrace_model_refusals_total",
+                                      "Model versions that were refused; the one before stays in use.",
+                                      registry=r)  # fmt: skip
         self.cache_entities = Gauge("headrace_cache_entities", "Entity rows held in memory.", ["entity"], registry=r)
         self.cache_bytes = Gauge("headrace_cache_bytes", "Memory of the entity rows.", ["entity"], registry=r)
         self.cache_lookups = Counter("headrace_cache_lookups_total", "Entities that a cycle needed, by whether the "
@@ -95,12 +98,7 @@ class Metrics:
         SettingsError
             If the port cannot be bound.
         """
-        try:
-            server, _ = start_http_server(port, host, registry=self.registry)
-        except OSError as error:
-            problem = f"worker.metrics_port: {host}:{port} cannot be bound ({error}); set another port, or 0 for any"
-            raise SettingsError([problem]) from None
-        return int(server.server_port)
+        return _serve(self.registry, host, port, "worker.metrics_port")
 
     def settled(self, tally: Tally, now_ms: float) -> None:
         """Count a cycle whose answers are acknowledged and applied."""
@@ -139,3 +137,37 @@ class Metrics:
         """The model version in use; the earlier one disappears."""
         self.model.clear()
         self.model.labels(version).set(1)
+
+
+class ArchiveMetrics:
+    """All metrics of ``headrace archive``, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = r = CollectorRegistry()
+        self.records = Counter("headrace_archived_records_total", "Records written and committed, good or bad.",
+                               ["kind"], registry=r)  # fmt: skip
+        self.faulty = Counter("headrace_archived_faulty_records_total", "Of these, records that cannot be decoded.",
+                              ["kind"], registry=r)  # fmt: skip
+        self.files = Counter("headrace_archive_files_total", "Files written, by what wrote them.", ["by"], registry=r)
+        self.nbytes = Counter("headrace_archive_bytes_total", "Bytes written, by what wrote them.", ["by"], registry=r)
+        self.removed = Counter("headrace_archive_removed_files_total", "Files removed, by why.", ["why"], registry=r)
+        self.lag = Gauge("headrace_archive_lag_records", "Records not committed to the archive yet.",
+                         ["topic", "partition"], registry=r)  # fmt: skip
+        self.write = Histogram("headrace_archive_write_seconds", "Time to write and commit one range of offsets.",
+                               buckets=_BUCKETS, registry=r)  # fmt: skip
+        self.errors = Counter("headrace_archive_errors_total", "Failed exchanges with Kafka or the filesystem.",
+                              registry=r)  # fmt: skip
+        self.ready = Gauge("headrace_archive_ready", "1 once the covered ranges are known.", registry=r)
+
+    def serve(self, host: str, port: int) -> int:
+        """As :meth:`Metrics.serve`."""
+        return _serve(self.registry, host, port, "archive.metrics_port")
+
+
+def _serve(registry: CollectorRegistry, host: str, port: int, setting: str) -> int:
+    try:
+        server, _ = start_http_server(port, host, registry=registry)
+    except OSError as error:
+        problem = f"{setting}: {host}:{port} cannot be bound ({error}); set another port, or 0 for any"
+        raise SettingsError([problem]) from None
+    return int(server.server_port)

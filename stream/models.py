@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,33 +42,48 @@ class Served:
             self.neighbours.recommend_many(np.zeros((1, 20), np.uint64), np.ones(1, np.int64), 1)
 
 
-def load_served(root: Path, version: str, schema_hash: str) -> Served:
-    """Load and warm one version.
+def load_served(root: Path, version: str, schema_hash: str, names: Sequence[str]) -> Served:
+    """Load and warm one version; ``names`` are the features that the worker computes, in their order.
 
     Raises
     ------
     ArtifactError
-        If it is missing, damaged, or of another feature schema.
+        If it is missing, damaged, of another feature schema or for other features.
     """
     artifact = artifacts.load(root, version, schema_hash)
     served = Served(version, artifact.fraud, artifact.neighbours)
+    if served.fraud is not None and (found := [feature.name for feature in served.fraud.features]) != list(names):
+        pairs = enumerate(zip(found, names, strict=False))
+        where = next((i for i, (a, b) in pairs if a != b), min(len(found), len(names)))
+        raise ArtifactMismatch(
+            f"artifact {version} was fitted for {len(found)} features, this worker computes {len(names)}, and they "
+            f"differ from number {where + 1} on. Train again with `headrace train` of the same version of Headrace."
+        )
     served.warm()
     return served
 
 
 class ModelHolder:
-    """The current models; :meth:`watch` replaces them."""
+    """The current models; :meth:`watch` replaces them.
 
-    def __init__(self, root: Path, schema_hash: str, metrics: Metrics) -> None:
+    ``meanwhile`` is done while the child process verifies the first ones; they are loaded after its verdict.
+    """
+
+    def __init__(self, root: Path, schema_hash: str, names: Sequence[str], metrics: Metrics,
+                 meanwhile: Callable[[], None]) -> None:  # fmt: skip
         self._root = root
         self._schema_hash = schema_hash
+        self._names = tuple(names)
         self._metrics = metrics
         self._refused: set[str] = set()
+        self._told = ""  # why the newest version is refused
         version = artifacts.current_version(root)
         if version is None:
             raise ArtifactMissing(f"no model is published in {root}; run `headrace train` or `headrace up` first")
-        artifacts.verify_in_child(root, version, schema_hash, _VERIFY_S)
-        self.current = load_served(root, version, schema_hash)
+        with artifacts.Verification(root, version, schema_hash) as verification:
+            meanwhile()
+            verification.wait(_VERIFY_S)
+        self.current = load_served(root, version, schema_hash, names)
         metrics.set_model(version)
 
     async def watch(self, every_s: float) -> None:
@@ -79,19 +95,33 @@ class ModelHolder:
                 if version is not None and version != self.current.version and version not in self._refused:
                     await self._swap(version)
             except (ArtifactError, OSError) as error:
-                log.error("models: %s; version %s stays in use", error, self.current.version)
+                self._tell(str(error))
+
+    def _tell(self, reason: str) -> None:
+        """Say once, and count, that a version is refused; what may get better is tried again in silence."""
+        if reason != self._told:
+            self._told = reason
+            self._metrics.models_refused.inc()
+            log.error("models: %s; version %s stays in use", reason, self.current.version)
 
     async def _swap(self, version: str) -> None:
         try:
             await asyncio.to_thread(artifacts.verify_in_child, self._root, version, self._schema_hash, _VERIFY_S)
-            served = await asyncio.to_thread(load_served, self._root, version, self._schema_hash)
+            served = await asyncio.to_thread(load_served, self._root, version, self._schema_hash, self._names)
         except (ArtifactCorrupt, ArtifactMismatch):
             self._refused.add(version)  # it will not get better; anything else is tried again
             raise
+        except (ArtifactError, OSError):
+            raise
+        except Exception as error:
+            self._refused.add(version)
+            log.exception("models: version %s cannot be used", version)
+            raise ArtifactCorrupt(f"artifact {version}: {type(error).__name__}: {error}") from None
         old = self.current
         if (old.fraud is None, old.neighbours is None) != (served.fraud is None, served.neighbours is None):
             self._refused.add(version)
             raise ArtifactMissing(f"version {version} holds other kinds of models than {old.version}")
         self.current = served
+        self._told = ""
         self._metrics.set_model(version)
         log.info("models: version %s is in use, after %s", version, old.version)

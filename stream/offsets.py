@@ -41,6 +41,9 @@ async def offset_range_by(
     consumer: AIOKafkaConsumer, places: Sequence[TopicPartition]
 ) -> dict[TopicPartition, tuple[int, int]]:
     """The same by a consumer that nobody else uses at this moment; its assignment is changed."""
+    # Naming the topics first saves 0.1 s for each: aiokafka would learn of it from a failure, and wait before a retry.
+    consumer.assign(places)
+    consumer.pause(*places)
     begins, ends = await consumer.beginning_offsets(places), await consumer.end_offsets(places)
     filled = [place for place in places if begins[place] < ends[place]]
     if filled:

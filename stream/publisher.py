@@ -7,7 +7,8 @@ been written: the caller drops its state and reads the partitions' tails before 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,8 +19,11 @@ from aiokafka.errors import (
     RecordListTooLargeError,
     TopicAuthorizationFailedError,
 )
+from aiokafka.record.util import calc_crc32c
 
 from features.errors import HeadraceError, ServiceUnavailable, TopicError
+from features.recordbatch import CRC_AT, CRC_FROM, Columns, record_batch, set_producer
+from stream.connections import PRODUCE_BATCH_BYTES
 from stream.lane import Message, Target
 
 _STOP_S = 10.0
@@ -69,6 +73,11 @@ class Publisher:
         """Hand over all messages; returns each batch's target, size and acknowledgement."""
         pending: list[Pending] = []
         for (topic, partition), messages in outputs.items():
+            if isinstance(messages, Columns):
+                for packed in _packed(messages):
+                    sent = await self._send(packed, topic, partition)
+                    pending.append(((topic, partition), packed.record_count(), sent))
+                continue
             batch, size = self._connected().create_batch(), 0
             for message in messages:
                 if not _append(batch, message):
@@ -121,6 +130,42 @@ class Publisher:
                 raise result
             positions[target] = result.offset + size
         return positions
+
+
+class _PackedBatch:
+    """A whole batch in the place of the builder to which aiokafka would append messages one by one."""
+
+    def __init__(self, batch: bytearray, count: int) -> None:
+        self._batch = batch
+        self._count = count
+
+    def record_count(self) -> int:
+        return self._count
+
+    def size(self) -> int:
+        return len(self._batch)
+
+    def closed(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+    def _set_producer_state(self, producer_id: int, producer_epoch: int, base_sequence: int) -> None:
+        set_producer(self._batch, producer_id, producer_epoch, base_sequence)
+
+    def _build(self) -> bytearray:
+        checksum = calc_crc32c(memoryview(self._batch)[CRC_FROM:])
+        self._batch[CRC_AT:CRC_FROM] = checksum.to_bytes(4, "big")
+        return self._batch
+
+
+def _packed(messages: Columns) -> Iterator[_PackedBatch]:
+    first, now_ms = 0, int(time.time() * 1000)
+    while first < len(messages):
+        batch, count = record_batch(messages, first, now_ms, PRODUCE_BATCH_BYTES)
+        first += count
+        yield _PackedBatch(batch, count)
 
 
 def _append(batch: Any, message: Message) -> bool:

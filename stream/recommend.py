@@ -35,6 +35,7 @@ from stream.lane import (
     Record,
     Records,
     Tally,
+    Target,
     after_sources,
     emitted_before,
     misplaced,
@@ -154,6 +155,13 @@ class RecommendLane:
         state.answered = after_sources(sources)
         return state.answered
 
+    def sources(self, work: list[_Part]) -> list[tuple[Target, int]]:
+        """The clicks that a cycle counts."""
+        return [((self.topics[0], part.partition), record.offset) for part in work for record in part.records]
+
+    def narrow(self, limit: int) -> None:
+        """Clicks never wait."""
+
     def waiting(self) -> dict[int, int]:
         """Clicks never wait."""
         return {}
@@ -204,7 +212,9 @@ class RecommendLane:
         if self._worker.accept_mispartitioned or not batch.rows:
             return {}
         keys = Texts.of([user or session for user, session in zip(batch.user_id, batch.session_id, strict=True)])
-        return misplaced(keys, batch.rows, partition, self.partitions, "key {!r} (user_id, else session_id)")
+        return misplaced(
+            keys, batch.rows, np.full(len(keys), partition), self.partitions, "key {!r} (user_id, else session_id)"
+        )
 
     @staticmethod
     def _without(batch: ClickBatch, dropped: set[int]) -> ClickBatch:

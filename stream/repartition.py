@@ -21,7 +21,7 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import ConsumerRecord
 
-from features.checks import clean_id
+from features.checks import Refused, clean_id
 from features.errors import BadEvent, TopicError
 from features.hashing import partitions_of
 from features.messages import Click, label_type, transaction_type
@@ -39,11 +39,15 @@ _CHUNK = 4096
 
 @dataclass(slots=True)
 class Copied:
-    """How a copy went: all ``records``, those whose key or partition was wrong, and those that cannot be decoded."""
+    """How a copy went: all ``records``, those whose key or partition was wrong, and those that cannot be decoded.
+
+    ``skipped`` counts batches that could not be unpacked, see :mod:`stream.unpacking`; nothing of them is copied.
+    """
 
     records: int = 0
     moved: int = 0
     undecodable: int = 0
+    skipped: int = 0
 
 
 def key_reader(schema: Schema, kind: Kind) -> Callable[[bytes | None], bytes | None]:
@@ -169,6 +173,8 @@ def _rekeyed(
     partitions: int,
     copied: Copied,
 ) -> tuple[list[Record], list[int]]:
+    copied.skipped += sum(isinstance(record.value, Refused) for record in chunk)
+    chunk = [record for record in chunk if not isinstance(record.value, Refused)]
     keys = [read_key(record.value) for record in chunk]
     chosen = [record.key if key is None else key for record, key in zip(chunk, keys, strict=True)]
     numbers: list[int] = partitions_of([key or b"" for key in chosen], partitions).tolist()
@@ -235,3 +241,9 @@ def run(
         f"partition; {copied.undecodable:,} cannot be decoded and were copied as they are",
         file=sys.stderr,
     )
+    if copied.skipped:
+        print(
+            f"{copied.skipped:,} batches unpack to more than kafka.batch_bytes_max = {settings.kafka.batch_bytes_max}, "
+            "or not at all, and were left out; to have them, delete the target, raise the limit, and repeat",
+            file=sys.stderr,
+        )

@@ -28,7 +28,7 @@ from stream.malformed import Spoiler
 from stream.outbox import Outbox, Record, by_partition
 from stream.progress import progress_bar
 from stream.settings import KafkaSettings, Settings, TopicSettings
-from stream.timeline import Cursor, Message, Timeline, build_timeline
+from stream.timeline import Cursor, Message, RecordedFeed, Timeline, build_timeline, spoil_target
 from stream.topics import check_topics, require_topics
 
 _CHUNK = 8192
@@ -158,6 +158,33 @@ def read_timeline(settings: Settings, schema: Schema, file: Path, target: Target
         delay_ms = int(settings.trainer.label_delay_days * 86_400_000)
         tables = {target: read_transactions(file, schema.transactions, delay_ms)}
     return build_timeline(schema, settings.topics, **tables)
+
+
+def archived_timeline(settings: Settings, schema: Schema, target: Target) -> Timeline:
+    """The timeline of one topic as the archive has it: the good records, byte for byte, in the order they came in.
+
+    Raises
+    ------
+    ServiceUnavailable
+        If the archive cannot be read.
+    """
+    from stream.archive import archive_store  # keeps `headrace replay FILE` free of it
+    from stream.archive_tables import KEY, OFFSET, TIME, VALUE
+    from stream.archived import Archive
+
+    archive = Archive(archive_store(settings))
+    topic: str = getattr(settings.topics, target)
+    tables = [archive.of_date(target, topic, date) for date in archive.dates(target)]
+    if not tables:
+        return Timeline((), np.zeros(0, np.int8))
+    table = (
+        pa.concat_tables(tables)
+        .sort_by([(TIME, "ascending"), (OFFSET, "ascending")])
+        .rename_columns({KEY: "key", VALUE: "value"})
+    )
+    times = table[TIME].cast(pa.int64()).to_numpy()
+    feed = RecordedFeed(topic, table, times, (), spoil_target(schema.transactions, target))
+    return Timeline((feed,), np.zeros(len(times), np.int8))
 
 
 def run(settings: Settings, timeline: Timeline, *, rate: float | None, malformed: float, seed: int) -> None:

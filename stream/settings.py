@@ -32,6 +32,8 @@ FLAGS = {
     "trainer.clicks": "--clicks",
     "trainer.seed": "--seed",
     "worker.metrics_port": "--metrics-port",
+    "archive.url": "--archive",
+    "archive.metrics_port": "--metrics-port",
 }
 
 
@@ -61,6 +63,7 @@ def _is_topic(text: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9._-]{1,249}", text) is not None and text not in (".", "..")
 
 
+_EVENTS_EACH = 256  # of a partition in a cycle, from which on a write for each costs little
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Partitions = Annotated[int, Meta(ge=1, le=1024)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -74,6 +77,8 @@ RedisUrl = Annotated[
     str, Secret(), Check(_is_redis_url, "redis://HOST:PORT/DATABASE, rediss://... for TLS, or unix:///PATH")
 ]
 TopicName = Annotated[str, Check(_is_topic, "1 to 249 letters, digits, '.', '_' or '-'")]
+ArchiveUrl = Annotated[str, Check(lambda t: re.match(r"[a-z][a-z0-9+.-]*://.|/", t) is not None,
+                                  "a URL (file:///DIRECTORY, s3://BUCKET/PREFIX) or an absolute path")]  # fmt: skip
 Namespace = Annotated[str, Check(lambda t: re.fullmatch(r"[A-Za-z0-9._-]{1,64}", t) is not None,
                                  "1 to 64 letters, digits, '.', '_' or '-'")]  # fmt: skip
 
@@ -92,6 +97,7 @@ class KafkaSettings:
     ssl_keyfile: Path | None = None
     idempotence: bool = True
     request_timeout_s: Seconds = 30.0
+    batch_bytes_max: Annotated[int, Meta(ge=65_536, le=2**31 - 1)] = 33_554_432
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +172,7 @@ class WorkerSettings:
     metrics_port: Port = 9464
     accept_mispartitioned: bool = False
     vector_log: Path | None = None
+    vector_sample: Probability = 0.0
     review_score: Probability | None = None
     block_score: Probability | None = None
     recommendations_k: Annotated[int, Meta(ge=1, le=1000)] = 20
@@ -175,6 +182,14 @@ class WorkerSettings:
     session_days: Annotated[float, Meta(gt=0, le=3650)] = 30.0
     sweep_every_s: Seconds = 3600.0
     session_timeout_s: Annotated[float, Meta(ge=1, le=1800)] = 10.0
+
+    def cycle_events(self, partitions: int) -> int:
+        """How many records are collected for one cycle while the one before is computed.
+
+        With a backlog in many partitions up to twice ``cycle_events_max``: each partition costs the broker and Redis a
+        write of its own, however few its records are.
+        """
+        return min(max(_EVENTS_EACH * partitions, self.cycle_events_max), 2 * self.cycle_events_max)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +206,20 @@ class TrainerSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ArchiveSettings:
+    """Where the archive lies (None: there is none), and how it is written."""
+
+    url: ArchiveUrl | None = None
+    every_s: Seconds = 60.0
+    rows_max: Count = 100_000
+    compact_files: Annotated[int, Meta(ge=2, le=1_000_000)] = 16
+    compact_mb: Annotated[int, Meta(ge=1, le=10_000)] = 32
+    care_every_s: Seconds = 600.0
+    retention_days: Annotated[float, Meta(gt=0, le=36_500)] | None = None
+    metrics_port: Port = 9465
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings of one process. ``schema`` holds the files laid over the shipped schema, in order."""
 
@@ -199,6 +228,7 @@ class Settings:
     topics: TopicSettings = field(default_factory=TopicSettings)
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    archive: ArchiveSettings = field(default_factory=ArchiveSettings)
     schema: tuple[Path, ...] = ()
     artifacts: Path = Path(".headrace/artifacts")
 
@@ -268,6 +298,7 @@ def _build(values: Mapping[str, Any], base: Path) -> Settings:
         topics=TopicSettings(**tree.get("topics", {})),
         worker=WorkerSettings(**tree.get("worker", {})),
         trainer=TrainerSettings(**tree.get("trainer", {})),
+        archive=ArchiveSettings(**tree.get("archive", {})),
         **({"artifacts": base / Settings().artifacts} | top),
     )
 
@@ -296,6 +327,11 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield (
             f"redis.cluster = true: expected redis.url = 'redis://HOST:PORT' of one of its nodes, not "
             f"'{settings.redis.url}'; a cluster has no sockets and only database 0"
+        )
+    if kafka.batch_bytes_max < worker.message_bytes_max:
+        yield (
+            f"kafka.batch_bytes_max = {kafka.batch_bytes_max}: expected at least worker.message_bytes_max = "
+            f"{worker.message_bytes_max}; a batch holds whole messages"
         )
     if len(names.partitions()) < 7:
         yield "topics: expected seven different names; each topic has one kind of message"

@@ -86,11 +86,11 @@ class Reader:
         """Lays the TOML file over what was given before."""
         try:
             tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
-            self.problems.append(f"{path}: not valid TOML: {error}")
-            return
         except (OSError, UnicodeDecodeError) as error:
             self.problems.append(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
+            return
+        except (ValueError, RecursionError) as error:  # also of integers and nesting that tomllib cannot hold
+            self.problems.append(f"{path}: not valid TOML: {error}")
             return
         for name, value in tables.items():
             if name not in self.sections:

@@ -40,6 +40,11 @@ class StateDirectory:
         """The models."""
         return self.path / "artifacts"
 
+    @property
+    def archive(self) -> Path:
+        """The archive of a run on embedded servers."""
+        return self.path / "archive"
+
     def __enter__(self) -> StateDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)

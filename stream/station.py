@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from features.errors import StateMissing
+from features.errors import StateMissing, TopicError
 from stream.lane import Lane, Target
 from stream.store import Head, StateStore, decode_head
 from stream.tails import TailReader
@@ -50,7 +50,10 @@ async def heads_of(station: Station, found: Mapping[int, bytes], bounds: Bounds,
         If a partition's state is gone, or its offset lies outside of what the topic holds.
     StateMismatch
         If it was made for another schema or partition count.
+    TopicError
+        If a topic has more partitions than the settings say.
     """
+    _check_count(station.lane, max(found))
     lane, heads = station.lane, dict[int, Head]()
     for p, value in found.items():
         where = station.store.key(p)
@@ -67,6 +70,16 @@ async def heads_of(station: Station, found: Mapping[int, bytes], bounds: Bounds,
     return {p: replace(head, outputs=outputs[p]) for p, head in heads.items()}
 
 
+def _check_count(lane: Lane, newest: int) -> None:
+    """State is sharded by partition, so a topic that has grown must not be read as if it had not."""
+    if newest >= lane.partitions:
+        raise TopicError(
+            f"{' or '.join(lane.topics)} has a partition {newest}, but the settings say {lane.partitions} partitions: "
+            "the count is fixed at creation, because state belongs to a partition. Create the topic anew with "
+            f"{lane.partitions}, or copy it with `headrace repartition` and start over"
+        )
+
+
 def _refuse_cold(lane: Lane, partition: int, bounds: Bounds, where: str) -> None:
     """An empty Redis under committed offsets would score every card as new: never silently."""
     for topic in lane.topics:
@@ -74,8 +87,8 @@ def _refuse_cold(lane: Lane, partition: int, bounds: Bounds, where: str) -> None
         if committed is not None and committed > bounds.first.get((topic, partition), 0):
             raise StateMissing(
                 f"Redis has no state at {where}, but the group has committed offset {committed} of {topic} partition "
-                f"{partition}. Was Redis emptied? Restore it, or start over with another "
-                "redis.namespace and worker.group"
+                f"{partition}. Was Redis emptied? Restore it, make the state anew with `headrace rebuild`, or start "
+                "over with another redis.namespace and worker.group"
             )
 
 

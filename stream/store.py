@@ -6,6 +6,7 @@ Keys (``{}`` is Redis Cluster's hash tag, so a partition's state lies in one slo
         @               the head (JSON, :class:`Head`): applied offsets, output positions, schema hash, partition count,
                         writer, watermark
         <entity>:<id>   state of one entity shard (features/codec.py), ``session:<id>`` for clicks
+    <namespace>:draft:{<group>:<lane>:<partition>}    the same while ``headrace rebuild`` makes it
 
 In: partitions, field names, encoded state. Out: bytes. On redelivery nothing counts twice: :meth:`apply` is a
 compare-and-set on the head, and a repeat of a write whose reply was lost finds its own head and succeeds.
@@ -17,7 +18,7 @@ corrupts state when the tail of such a log is torn. What reads as empty is remov
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -39,7 +40,17 @@ if head == ARGV[1] then
   return ''
 end
 if head == ARGV[3] then return '' end
+if head == '' then return '-' end
 return head
+"""
+_NO_HEAD = b"-"  # what the script says of a partition that is gone
+_REPLACE = """
+local head = redis.call('HGET', KEYS[1], '@') or ''
+if head == ARGV[1] then
+  redis.call('RENAME', KEYS[2], KEYS[1])
+  return ''
+end
+return head == '' and '-' or head
 """
 _REMOVE = """
 local head = redis.call('HGET', KEYS[1], '@') or ''
@@ -85,6 +96,8 @@ class StateStore:
     def __init__(self, redis: RedisClient, settings: RedisSettings, group: str, lane: str) -> None:
         self._redis = redis
         self._settings = settings
+        self._group = group
+        self._lane = lane
         self._prefix = f"{settings.namespace}:{{{group}:{lane}:"
 
     def key(self, partition: int) -> str:
@@ -111,6 +124,33 @@ class StateStore:
             commands.append(Command(key, ("HSET", key, *pairs)))
         _ = await self._trip(commands)
         return True
+
+    async def filled(self, partitions: Sequence[int]) -> dict[int, bool]:
+        """Which partitions have anything, with a head or without."""
+        replies = await self._trip([Command(self.key(p), ("EXISTS", self.key(p))) for p in partitions])
+        return {p: bool(reply) for p, reply in zip(partitions, replies, strict=True)}
+
+    async def clear(self, partition: int) -> None:
+        """Remove everything of a partition; whoever worked on it loses its next compare-and-set."""
+        _ = await self._trip([Command(self.key(partition), ("UNLINK", self.key(partition)))])
+
+    def draft(self) -> StateStore:
+        """A store beside this one, in whose partitions state is made that :meth:`replace_by` puts in its place."""
+        return StateStore(self._redis, replace(self._settings, namespace=f"{self._settings.namespace}:draft"),
+                          self._group, self._lane)  # fmt: skip
+
+    async def replace_by(self, draft: StateStore, partition: int, expected: bytes) -> None:
+        """Put the state of a draft's partition in the place of this one's, whose head is still ``expected``.
+
+        Raises
+        ------
+        StateConflict
+            If a worker has written meanwhile; nothing is changed.
+        """
+        key, other = self.key(partition), draft.key(partition)
+        (found,) = await self._trip([Command(key, ("EVAL", _REPLACE, 2, key, other, expected))])
+        if found:
+            raise conflict(partition, found)
 
     async def apply(self, writes: Sequence[Write]) -> None:
         """Write every partition's fields and head, if its head is still the expected one.
@@ -167,6 +207,8 @@ class StateStore:
 
 def conflict(partition: int, found: bytes) -> StateConflict:
     """The error of a worker that finds another's head where it expected its own."""
+    if found in (b"", _NO_HEAD):
+        return StateConflict(f"the state of partition {partition} is gone; this worker lets go and looks again")
     return StateConflict(
         f"partition {partition} was written by another worker (its head is {found[:200]!r}); "
         "this worker lets go and reads it again"
@@ -204,13 +246,13 @@ def decode_head(value: bytes, *, schema: str, partitions: int, where: str) -> He
         head = msgspec.json.decode(value, type=Head)
     except msgspec.DecodeError as error:
         raise StateMismatch(
-            f"the state at {where} has an unreadable head ({error}); start over with another redis.namespace and "
-            "worker.group"
+            f"the state at {where} has an unreadable head ({error}); make it anew with `headrace rebuild --replace`, "
+            "or start over with another redis.namespace and worker.group"
         ) from None
     if head.schema != schema:
         raise StateMismatch(
-            f"the state at {where} is of feature schema {head.schema}, this worker's is {schema}; use the schema "
-            "it was made with, or another redis.namespace and worker.group"
+            f"the state at {where} is of feature schema {head.schema}, this worker's is {schema}; make it anew with "
+            "`headrace rebuild --replace`, use the schema it was made with, or another redis.namespace and worker.group"
         )
     if head.partitions != partitions:
         raise StateMismatch(

@@ -49,6 +49,17 @@ class Feed:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordedFeed(Feed):
+    """Messages as they were: ``table`` has the columns ``key`` and ``value``, ``times`` are those of the records."""
+
+    def messages(self, start: int, stop: int) -> list[Message]:
+        """Key and value of the rows in ``[start, stop)``."""
+        part = self.table.slice(start, stop - start)
+        keys = [key or b"" for key in part.column("key").to_pylist()]
+        return list(zip(keys, part.column("value").to_pylist(), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
 class Timeline:
     """Messages of several topics in one order. ``order`` int8[n] says which feed has the next message."""
 
@@ -87,7 +98,7 @@ def build_timeline(
     if transactions is not None:
         feeds.append(_transactions(schema.transactions, topics.transactions, transactions))
     if clicks is not None:
-        feeds.append(_clicks(topics.clicks, clicks))
+        feeds.append(_clicks(schema.transactions, topics.clicks, clicks))
     if labels is not None:
         until_ms = max((int(feed.times[-1]) for feed in feeds if len(feed.times)), default=None)
         # Before clicks and after transactions: at one and the same time a transaction comes before any label.
@@ -106,8 +117,7 @@ def _times(table: pa.Table, name: str) -> NDArray[np.int64]:
 def _transactions(schema: TransactionSchema, topic: str, table: pa.Table) -> Feed:
     numeric = [n.name for n in schema.numeric]
     wanted = [schema.id, schema.time, *schema.id_fields, *numeric, *schema.categorical, "session_id", "user_id"]
-    number, minimum = (schema.numeric[0].name, schema.numeric[0].minimum) if schema.numeric else (schema.time, 0.0)
-    target = Target(schema.id, schema.time, number, minimum)
+    target = spoil_target(schema, "transactions")
     return Feed(topic, _only(table, wanted), _times(table, schema.time), (schema.key.fields,), target)
 
 
@@ -123,14 +133,23 @@ def _labels(schema: TransactionSchema, topic: str, table: pa.Table, from_ms: int
     table = table.set_column(table.column_names.index(schema.label), schema.label, verdict)
     numeric = [n.name for n in schema.numeric]
     wanted = [schema.id, schema.label_time, *schema.id_fields, schema.label, schema.time, *numeric]
-    target = Target(schema.id, schema.label_time, schema.label_time, 0.0)
+    target = spoil_target(schema, "labels")
     return Feed(topic, _only(table, wanted), _times(table, schema.label_time), (schema.key.fields,), target)
 
 
-def _clicks(topic: str, table: pa.Table) -> Feed:
-    target = Target("event_id", "event_time", "event_time", 0.0)
-    keys = (("user_id",), ("session_id",))
+def _clicks(schema: TransactionSchema, topic: str, table: pa.Table) -> Feed:
+    target, keys = spoil_target(schema, "clicks"), (("user_id",), ("session_id",))
     return Feed(topic, _only(table, CLICK_FIELDS), _times(table, "event_time"), keys, target)
+
+
+def spoil_target(schema: TransactionSchema, kind: str) -> Target:
+    """Which fields of a message of ``kind`` can be broken, and how."""
+    if kind == "clicks":
+        return Target("event_id", "event_time", "event_time", 0.0)
+    if kind == "labels":
+        return Target(schema.id, schema.label_time, schema.label_time, 0.0)
+    number, minimum = (schema.numeric[0].name, schema.numeric[0].minimum) if schema.numeric else (schema.time, 0.0)
+    return Target(schema.id, schema.time, number, minimum)
 
 
 def _only(table: pa.Table, wanted: list[str] | tuple[str, ...]) -> pa.Table:

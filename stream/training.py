@@ -1,8 +1,8 @@
 """``headrace train``, once, and ``headrace trainer``, again and again: history in, a published version out.
 
-In: history files, and for the trainer what the topics have brought since. Out: versions in the artifact directory,
-where a running worker finds them. A refit that fails leaves the old version in place, says why, and the next one is
-tried when it is due. Killed at any moment, it leaves the old version or the new one whole.
+In: history files, the archive, and for the trainer what the topics have brought since. Out: versions in the artifact
+directory, where a running worker finds them. A refit that fails leaves the old version in place, says why, and the next
+one is tried when it is due. Killed at any moment, it leaves the old version or the new one whole.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import pyarrow as pa
 
 from features.errors import ArtifactError, HeadraceError, ServiceUnavailable, SettingsError
 from features.schema import Schema
+from stream.archive import archive_store
+from stream.archived import Archive
 from stream.arrivals import Arrivals
 from stream.progress import stage_bars
 from stream.settings import Settings, TrainerSettings
@@ -55,6 +57,24 @@ def read_history(settings: TrainerSettings, schema: Schema) -> tuple[pa.Table | 
         clicks = read_clicks(settings.clicks, schema.clicks)
         log.info("%s: %s", settings.clicks, reading(clicks))
     return transactions, clicks
+
+
+def begin_history(settings: Settings, schema: Schema, arrivals: Arrivals) -> GrowingHistory:
+    """What the history files and the archive know; ``arrivals`` then goes on in the topics where the archive ends.
+
+    Raises
+    ------
+    HistoryError
+        If a file cannot be used.
+    ServiceUnavailable
+        If the archive cannot be read.
+    """
+    transactions, clicks = read_history(settings.trainer, schema)
+    history = GrowingHistory(schema.transactions, settings.trainer.rows_max, transactions, clicks)
+    if settings.archive.url is not None:
+        count = arrivals.read_archive(Archive(archive_store(settings)), history, settings.trainer.rows_max)
+        log.info("%s: %d records of the archive", settings.archive.url, count)
+    return history
 
 
 def fit_history(
@@ -96,12 +116,11 @@ def run_once(settings: Settings, schema: Schema) -> None:
     HeadraceError
         If no file is named, or one cannot be used, or holds too little.
     """
-    if settings.trainer.transactions is None and settings.trainer.clicks is None:
+    if settings.trainer.transactions is None and settings.trainer.clicks is None and settings.archive.url is None:
         raise SettingsError(
-            ["trainer.transactions: expected a history file; give --transactions FILE, --clicks FILE, or both"]
+            ["trainer.transactions: expected history; give --transactions FILE, --clicks FILE, or --archive URL"]
         )
-    transactions, clicks = read_history(settings.trainer, schema)
-    history = GrowingHistory(schema.transactions, settings.trainer.rows_max, transactions, clicks)
+    history = begin_history(settings, schema, Arrivals(settings, schema))
     with stage_bars() as progress:
         # One core is left to others: LightGBM's threads wait for each other, ten times as long where one has no core.
         threads = max(1, (os.cpu_count() or 1) - 1)
@@ -176,8 +195,7 @@ class PeriodicTrainer:
     async def _refit(self) -> str | None:
         settings, schema = self._settings, self._schema
         if self._history is None:
-            transactions, clicks = await asyncio.to_thread(read_history, settings.trainer, schema)
-            self._history = GrowingHistory(schema.transactions, settings.trainer.rows_max, transactions, clicks)
+            self._history = await asyncio.to_thread(begin_history, settings, schema, self._arrivals)
         arrived = await self._arrivals.catch_up(self._history)
         if self._fitted and not arrived:
             log.info("nothing arrived since the last refit; version %s stays in place", self._version())

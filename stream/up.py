@@ -4,9 +4,10 @@
 2. Redis and the broker start on free loopback ports (or the ones that the settings name are used), topics are made;
 3. history is simulated or read, and split by time (:mod:`stream.past`);
 4. the first part trains models, which are published;
-5. a worker starts, then the periodic trainer, each a process of its own;
+5. a worker starts, then the periodic trainer and the archive, each a process of its own;
 6. the rest of history is replayed at ``rate``, answers are counted, the view shows how it goes;
-7. at the end sending stops, every answer is waited for, and all is stopped in order: worker, trainer, broker, Redis.
+7. at the end sending stops, every answer is waited for, and all is stopped in order: archive, trainer, worker, broker,
+   Redis.
 
 In: settings and options. Out: an exit code, and with ``--json`` one object on standard output. State owned: the state
 directory. Children are on a leash (:mod:`stream.processes`): they die with this process, however it dies.
@@ -18,6 +19,7 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import sys
 import time
 import uuid
@@ -30,7 +32,7 @@ from features.errors import SettingsError
 from features.schema import Schema
 from stream.answers import AnswerCounter
 from stream.connections import redis_client
-from stream.crew import require_running, trainer_child, worker_child, worker_ready
+from stream.crew import archive_child, require_running, trainer_child, worker_child, worker_ready
 from stream.embedded import Broker, RedisServer, free_port
 from stream.fraud import FraudLane
 from stream.past import Past, make_past, write_history
@@ -54,6 +56,7 @@ _SHOW_S = 0.5
 _SETTLE_S = 20.0  # how long to wait for the next answer when some are missing
 _ENOUGH_S = 10.0
 _METRICS_S = 3.0
+_EMBEDDED_ARCHIVE_S = 5.0
 _EMBEDDED_SESSION_S = 3.0  # the embedded broker lets the first join wait for this long
 
 
@@ -123,6 +126,11 @@ class _Up:
                 redis=RedisSettings(url=redis.url, namespace=f"up-{run}"),
                 worker=replace(settings.worker, group=f"up-{run}", session_timeout_s=_EMBEDDED_SESSION_S),
             )
+            # An archive belongs to its topics, and these are new.
+            shutil.rmtree(self._place.archive, ignore_errors=True)
+            archive = replace(settings.archive, url=str(self._place.archive.absolute()), metrics_port=0,
+                              every_s=min(settings.archive.every_s, _EMBEDDED_ARCHIVE_S))  # fmt: skip
+            settings = replace(settings, archive=archive)
             log.info("Redis and the broker run on 127.0.0.1:%d and %s", redis.port, broker.bootstrap)
         require_topics(await self.stop.unless_wanted(create_topics(settings.kafka, settings.topics)))
         port = settings.worker.metrics_port or free_port()
@@ -198,6 +206,10 @@ class _Up:
         trainer = trainer_child(settings, directory, environment)
         trainer.start()
         self._adopt(stack, trainer)
+        if settings.archive.url is not None:
+            archive = archive_child(settings, directory, environment)
+            archive.start()
+            self._adopt(stack, archive)
         return counter, settings
 
     # -- 6: live ----------------------------------------------------------------------------------------------

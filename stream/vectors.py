@@ -13,6 +13,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from features.texts import Texts
+
+
+def sampled(event_ids: Texts, share: float) -> NDArray[np.bool_]:
+    """Which decisions carry their vector: always the same event ids, about ``share`` of all."""
+    return (event_ids.hashes().view(np.uint64) >> np.uint64(11)) < np.uint64(share * 2**53)
+
 
 class VectorLog:
     """Writes vectors to numbered files."""

@@ -7,6 +7,7 @@ know. Brokers that cannot be reached are waited for, with one line; what a retry
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import logging
 import sys
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 import faust
 import uvloop
 from aiokafka import AIOKafkaProducer
+from faust.tables import TableManager
 from faust.transport.utils import DefaultSchedulingStrategy
 from mode import Service
 from yarl import URL
@@ -36,6 +38,7 @@ from stream.connections import (
 )
 from stream.consumer import FetchTransport, HeadraceApp, WorkerContext
 from stream.cycle import Pipeline
+from stream.deadline import Deadline
 from stream.fraud import FraudLane
 from stream.lane import Lane
 from stream.metrics import Metrics
@@ -55,6 +58,8 @@ FAUST_VERSION = "0.15."
 _SWITCH_S = 0.0003  # fetching, computing and writing are three threads: none shall wait 5 ms for its turn
 _T = TypeVar("_T")
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+_CALM_EVERY_S = 0.5
+_BURST, _CALM = 2500, 500  # records applied in that time
 
 
 @dataclass(slots=True)
@@ -76,26 +81,55 @@ class Parts:
 class _Companion(Service):
     """Lives as long as Faust's app: watches the models, sweeps, and closes the connections after the consumer."""
 
-    def __init__(self, parts: Parts, sweeper: Sweeper, poll_s: float, **kwargs: Any) -> None:
+    def __init__(self, parts: Parts, pipeline: Pipeline, sweeper: Sweeper, poll_s: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._parts = parts
+        self._pipeline = pipeline
         self._sweeper = sweeper
         self._poll_s = poll_s
 
     async def on_start(self) -> None:
         _ = self.add_future(self._parts.models.watch(self._poll_s))
         _ = self.add_future(self._sweeper.run())
+        _ = self.add_future(_give_back_after_bursts(self._pipeline))
 
     async def on_shutdown(self) -> None:
         await self._parts.close()
 
 
+async def _give_back_after_bursts(pipeline: Pipeline) -> None:
+    """Give what glibc keeps for the next burst, some 17 MB, back to the system when one is over, and not in between."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    applied, burst = 0, False
+    while trim is not None:
+        await asyncio.sleep(_CALM_EVERY_S)
+        before, applied = applied, sum(pipeline.applied.values())
+        if applied - before > _BURST:
+            burst = True
+        elif burst and applied - before < _CALM:
+            burst = False
+            await asyncio.to_thread(trim, 0)
+
+
+class NoTables(TableManager):
+    """Faust's tables, of which there are none, without the second that it waits for them to be declared."""
+
+    async def on_start(self) -> None:
+        await self._update_channels()
+        await self.recovery.start()
+
+
 class _Worker(faust.Worker):
     """Faust's worker without its banner, its spinner, its second of waiting at the end, and its process title."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, deadline: Deadline, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.spinner = None
+        self._deadline = deadline
+
+    def install_signal_handlers(self) -> None:
+        super().install_signal_handlers()
+        self._deadline.listen()
 
     async def _sentinel_task(self) -> None:
         await asyncio.sleep(0)
@@ -121,8 +155,9 @@ async def _patiently(what: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
         return result
 
 
-async def _connect(settings: Settings, metrics: Metrics, schema_hash: str) -> Parts:
-    models = ModelHolder(settings.artifacts, schema_hash, metrics)
+async def _connect(settings: Settings, metrics: Metrics, schema: Schema) -> Parts:
+    names = build_catalogue(schema.transactions).names
+    models = ModelHolder(settings.artifacts, schema.hash, names, metrics, meanwhile=warm)
     redis = redis_client(settings.redis)
     await _patiently("Redis", lambda: check_redis(redis, settings.redis))
     await _patiently("Kafka", lambda: _require_topics(settings))
@@ -178,6 +213,7 @@ def _app(settings: Settings, loop: asyncio.AbstractEventLoop) -> HeadraceApp:
         autodiscover=False,
         loop=loop,
         ConsumerScheduler=DefaultSchedulingStrategy,
+        TableManager=NoTables,
     )
 
 
@@ -197,11 +233,10 @@ def run(settings: Settings, schema: Schema) -> None:
         raise SettingsError([problem])
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
-    warm()
     metrics = Metrics()
     port = metrics.serve(settings.worker.metrics_host, settings.worker.metrics_port)
     log.info("metrics on http://%s:%d/metrics", settings.worker.metrics_host, port)
-    parts = loop.run_until_complete(_connect(settings, metrics, schema.hash))
+    parts = loop.run_until_complete(_connect(settings, metrics, schema))
     lanes = _lanes(settings, schema, parts.models)
     stations = [Station(lane, StateStore(parts.redis, settings.redis, settings.worker.group, lane.name), {})
                 for lane in lanes]  # fmt: skip
@@ -220,9 +255,9 @@ def run(settings: Settings, schema: Schema) -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     sys.setswitchinterval(_SWITCH_S)
-    companion = _Companion(parts, Sweeper(stations, metrics, settings.worker.sweep_every_s),
+    companion = _Companion(parts, pipeline, Sweeper(stations, metrics, settings.worker.sweep_every_s),
                            settings.worker.model_poll_s)  # fmt: skip
-    worker = _Worker(app, companion, loop=loop, loglevel="WARN", quiet=True,
+    worker = _Worker(app, companion, deadline=context.deadline, loop=loop, loglevel="WARN", quiet=True,
                      redirect_stdouts=False, override_logging=False)  # fmt: skip
     try:
         with kafka_losses(settings.kafka, log.warning):

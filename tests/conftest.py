@@ -17,7 +17,7 @@ from tests.servers import KafkaServer, RunningBroker, Unavailable, kafka_libs
 from tests.world import World, make_world
 
 
-def _give_up(reason: str) -> NoReturn:
+def give_up(reason: str) -> NoReturn:
     """Skip with the reason, except in CI, where a skipped Kafka would pass for a tested one."""
     if os.environ.get("HEADRACE_REQUIRE_KAFKA") == "1":
         pytest.fail(f"HEADRACE_REQUIRE_KAFKA=1 and {reason}")
@@ -48,7 +48,7 @@ def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisClu
     """Three masters of the system's Redis."""
     system = shutil.which("redis-server")
     if system is None:
-        _give_up("no redis-server on PATH for a Redis Cluster")
+        give_up("no redis-server on PATH for a Redis Cluster")
     servers = RedisClusterServers(tmp_path_factory.mktemp("redis-cluster"), Path(system))
     try:
         servers.start()
@@ -72,7 +72,7 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
     try:
         server = KafkaServer(tmp_path_factory.mktemp("kafka"), kafka_libs())
     except Unavailable as reason:
-        _give_up(str(reason))
+        give_up(str(reason))
     server.start()
     yield server
     server.stop(timeout_s=20.0)

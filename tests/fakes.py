@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.catalogue import build_catalogue
-from features.errors import RedisUnavailable, ServiceUnavailable, StateConflict
+from features.errors import ComputeFailed, RedisUnavailable, ServiceUnavailable, StateConflict
 from features.hashing import hash_strings, partitions_of
 from features.messages import Reason
 from features.schema import load_schema
@@ -102,6 +102,28 @@ class MemoryStore:
             return False
         self.hashes[partition] = dict(fields)
         return True
+
+    async def filled(self, partitions: Sequence[int]) -> dict[int, bool]:
+        """As StateStore."""
+        await self._wait()
+        return {p: bool(self.hashes.get(p)) for p in partitions}
+
+    async def clear(self, partition: int) -> None:
+        """As StateStore."""
+        await self._wait()
+        self.hashes.pop(partition, None)
+
+    def draft(self) -> MemoryStore:
+        """As StateStore."""
+        return MemoryStore({}, self.lane)
+
+    async def replace_by(self, draft: MemoryStore, partition: int, expected: bytes) -> None:
+        """As StateStore."""
+        await self._wait()
+        found = self.hashes.get(partition, {}).get(HEAD, b"")
+        if found != expected:
+            raise conflict(partition, found)
+        self.hashes[partition] = draft.hashes.pop(partition)
 
     async def scan(self, partition: int, cursor: int, count: int) -> tuple[int, dict[bytes, bytes]]:
         """As StateStore; fields come by their checksum, so that a removal in between hides none of the others."""
@@ -236,9 +258,9 @@ class World:
         self.outputs: dict[Target, list[Message]] = defaultdict(list)
 
     def worker(self, *, in_flight: int = 4, cache: int = 1000, refresh_ms: int = 0, shift: float = 0.0,
-               lease_s: float = 60.0) -> FakeWorker:  # fmt: skip
+               lease_s: float = 60.0, sample: float = 0.0) -> FakeWorker:  # fmt: skip
         """A worker that has read nothing yet."""
-        return FakeWorker(self, in_flight, cache, refresh_ms, shift, lease_s)
+        return FakeWorker(self, in_flight, cache, refresh_ms, shift, lease_s, sample)
 
     def answers(self, topic: str) -> list[dict[str, Any]]:
         """All messages of an output topic."""
@@ -255,12 +277,14 @@ class FakeWorker:
     """A pipeline and how far it has read."""
 
     def __init__(self, world: World, in_flight: int, cache: int, refresh_ms: int, shift: float,
-                 lease_s: float) -> None:  # fmt: skip
+                 lease_s: float, sample: float = 0.0) -> None:  # fmt: skip
         n = world.log.partitions
         self.world = world
         self.settings = Settings(
             topics=TopicSettings(transaction_partitions=n, click_partitions=n),
-            worker=WorkerSettings(cache_sessions=cache, foreign_refresh_ms=refresh_ms, ahead_max_s=86_400.0 * 365),
+            worker=WorkerSettings(
+                cache_sessions=cache, foreign_refresh_ms=refresh_ms, ahead_max_s=86_400.0 * 365, vector_sample=sample
+            ),
         )
         fraud = FraudLane(self.settings, build_catalogue(SCHEMA.transactions))
         fraud.cache_bytes = cache * fraud.caches[-1].row_bytes
@@ -309,7 +333,7 @@ class FakeWorker:
                 while await self.fetch(counts):
                     await asyncio.sleep(0)
                 await self.settle()
-            except (ServiceUnavailable, StateConflict):
+            except (ServiceUnavailable, StateConflict, ComputeFailed):
                 await self.take_over()
                 continue
             return

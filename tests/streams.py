@@ -196,7 +196,7 @@ class Recall:
     def step(self, op: Op) -> tuple[bool, list[tuple[int, int, int, int]], dict[Any, float]]:
         """Whether it is a repeat, the moves (time, labels, frauds, level) of a label, a transaction's features."""
         known = self.known.get(op.ids[0], [])
-        if known and op.time - known[-1][1] > self.expiry_ms:
+        if known and op.time - max(event[1] for event in known) > self.expiry_ms:
             known = []
         if not known:
             self.past = {name: past for name, past in self.past.items() if name[0] != op.ids[0]}

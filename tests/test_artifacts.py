@@ -198,6 +198,12 @@ def test_a_child_that_takes_too_long_is_given_up(root: Path) -> None:
         verify_in_child(root, "000001", HASH, timeout_s=0.001)
 
 
+def test_a_verification_that_nobody_waits_for_ends_with_its_block(root: Path) -> None:
+    with pytest.raises(KeyError), artifacts.Verification(root, "000001", HASH) as verification:
+        raise KeyError
+    assert verification.ended
+
+
 def test_versions_rise_and_old_ones_go_but_never_the_current(root: Path, draft: Draft) -> None:
     made = [publish(root, draft, created_ms=n, keep=2) for n in range(3)]
     assert made == ["000002", "000003", "000004"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from features.errors import ServiceUnavailable, StateConflict, StateMissing
+from features.errors import ServiceUnavailable, StateConflict, StateMissing, TopicError
 from stream.station import Bounds
 from tests.fakes import FakeWorker, World, item_number
 
@@ -302,3 +302,9 @@ def test_an_empty_redis_under_committed_offsets_is_refused_and_under_none_is_a_f
         await worker.pipeline.assign({"fraud": [0]}, bounds_of(worker, committed={("labels", 0): 0}))
 
     asyncio.run(run())
+
+
+def test_a_partition_beyond_the_count_that_state_is_sharded_by_is_refused() -> None:
+    worker = World(partitions=2).worker()
+    with pytest.raises(TopicError, match="has a partition 2, but the settings say 2 .* fixed at creation"):
+        asyncio.run(worker.take_over([0, 1, 2]))

@@ -14,7 +14,7 @@ from features.errors import SettingsError
 from features.schema import load_schema, parse_schema
 from stream.cli import app
 from stream.consumer import overridden
-from stream.metrics import STAGES, Latencies, Metrics
+from stream.metrics import STAGES, ArchiveMetrics, Latencies, Metrics
 from stream.settings import Settings
 from stream.settings_reader import setting_types
 
@@ -106,15 +106,26 @@ def test_the_schema_reference_names_every_key_and_no_other(heading: str) -> None
     assert sorted(row[0].strip("`") for row in rows) == sorted(known)
 
 
-def test_the_metrics_table_is_what_a_worker_serves() -> None:
+def test_the_metrics_table_of_the_archive_is_what_it_serves() -> None:
+    assert {row[0]: row[1] for row in _rows(_section("docs/archive.md", "## Metrics"))} == {
+        name: ", ".join(labels) for name, labels in _served(ArchiveMetrics()).items()
+    }
+
+
+def _served(metrics: Metrics | ArchiveMetrics) -> dict[str, list[str]]:
     served = {}
-    for metric in vars(Metrics()).values():
+    for metric in vars(metrics).values():
         if isinstance(metric, MetricWrapperBase):
             (family,) = metric.describe()
             total = "_total" if family.type == "counter" else ""
             served[f"`{family.name}{total}`"] = [f"`{label}`" for label in metric._labelnames]
         elif isinstance(metric, Latencies):
             served["`headrace_end_to_end_seconds`"] = ["`kind`"]
+    return served
+
+
+def test_the_metrics_table_is_what_a_worker_serves() -> None:
+    served = _served(Metrics())
     rows = _rows(_section("docs/operations.md", "## Metrics"))
     assert {row[0]: [label for label in row[1].split(", ") if label] for row in rows} == served
     (stages,) = [row[2] for row in rows if row[0] == "`headrace_stage_seconds`"]
@@ -131,7 +142,7 @@ def test_the_errors_that_the_page_explains_are_texts_of_the_program() -> None:
 
 def test_settings_and_commands_on_the_pages_exist() -> None:
     commands = set(get_command(app).commands)  # type: ignore[attr-defined]
-    known, sections = set(setting_types(Settings)), {"kafka", "redis", "topics", "worker", "trainer"}
+    known, sections = set(setting_types(Settings)), {"kafka", "redis", "topics", "worker", "trainer", "archive"}
     for name in _PAGES:
         spans = re.findall(r"`([^`\n]+)`", _text(name))
         for span in spans:
@@ -164,7 +175,7 @@ def test_the_walk_from_bytes_to_alert_takes_at_most_five_files_and_names_what_is
 
 def test_the_private_names_of_faust_that_the_page_lists_are_those_in_use() -> None:
     section = _section("docs/architecture.md", "## Faust, and why its agents are bypassed")
-    listed = section[section.index("private to Faust:") : section.index("; and of aiokafka")]
+    listed = section[section.index("private to Faust:") : section.index("and of aiokafka")]
     assert set(re.findall(r"`(\w+)`", listed)) == {name for _, name in overridden()}
 
 
@@ -176,7 +187,7 @@ def test_the_schema_in_the_readme_is_the_example_file() -> None:
 def test_the_readme_maps_every_folder_and_names_every_command() -> None:
     folders = " ".join(row[0] for row in _rows(_section("README.md", "## Folders")))
     assert set(re.findall(r"`(\w+)/`", folders)) == {
-        "features", "trainer", "stream", "tests", "bench", "deploy", "examples", "docs",
+        "features", "trainer", "stream", "tests", "chaos", "fuzz", "bench", "deploy", "examples", "docs",
     }  # fmt: skip
     assert all((_ROOT / folder).is_dir() for folder in re.findall(r"`(\w+)/`", folders))
     named = {row[0].strip("`").split()[0] for row in _rows(_section("README.md", "## Your own servers"))}

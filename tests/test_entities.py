@@ -103,6 +103,46 @@ def test_an_evicted_row_is_used_again_and_reads_as_nothing() -> None:
     assert cache.rows.ints[row, :3].tolist() == [NEVER] * 3 and newest_count(cache, row) == 0.0
 
 
+def test_a_view_outlives_the_shards_since_it_costs_one_of_every_partition() -> None:
+    cache = new_cache(partitions=8)
+    view(cache, "a", 0.0, 1000.0)  # in cycle 1
+    for cycle, id_ in enumerate("bcdefg", 2):
+        fill(cache, 0, [id_], cycle)
+    hold(cache, 3, settled=7)
+    assert view(cache, "a", 1.0, 1000.0) == 0.0 and cache.wanted() == {}
+    texts = Texts.of(["a"])
+    cache.claim_views(texts, texts.hashes(), 7, 1.0)
+    assert cache.wanted() == {}, "it is still there"
+    fill(cache, 0, ["x", "y", "z"], 60)
+    hold(cache, 3, settled=60)
+    cache.claim_views(texts, texts.hashes(), 61, 1.0)
+    assert cache.wanted() != {}, "in the end it goes too"
+
+
+def test_many_views_are_built_in_few_rows_and_each_right() -> None:
+    partitions, ids = 5, [f"m{i}" for i in range(2000)]
+    far = new_cache()
+    fill(far, 0, ids, 1)
+    for events, id_ in enumerate(ids, 1):
+        mark(far, 0, id_, events)
+    value = far.encode(np.array([row_of(far, 0, id_) for id_ in ids]))
+    cache, texts = new_cache(partitions=partitions), Texts.of(ids)
+    rows = cache.claim_views(texts, texts.hashes(), 1, 0.0)
+    answer(cache, dict.fromkeys(range(partitions), value), until_s=1.0)
+    assert [newest_count(cache, row) for row in rows.tolist()] == [partitions * n for n in range(1, 2001)]
+    assert len(cache.rows) < 2000 + 2 * 4096, "not a row for each of the 10,000 shards"
+
+
+def test_rows_that_somebody_looks_at_stay_as_they_are_while_the_table_grows() -> None:
+    cache = new_cache()
+    fill(cache, 0, ["a"], 1)
+    mark(cache, 0, "a", 3)
+    seen, row = cache.rows.ints[:], row_of(cache, 0, "a")
+    before = seen.copy()
+    fill(cache, 0, [f"m{i}" for i in range(3000)], 2)
+    assert len(cache.rows) >= 3000 and (seen == before).all() and newest_count(cache, row) == 3.0
+
+
 @pytest.mark.parametrize("partitions", [1, 3])
 def test_memory_stays_bounded_while_ids_never_end(partitions: int) -> None:
     cache = new_cache(partitions=partitions)

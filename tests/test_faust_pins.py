@@ -6,19 +6,23 @@ import asyncio
 import inspect
 from importlib.metadata import version
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
+from faust.tables import TableManager
 from faust.tables.recovery import Recovery
 from faust.transport import consumer as base
 from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+from mode import threads
 
 from features.errors import ServiceUnavailable, SettingsError
 from features.schema import load_schema
 from stream import worker
-from stream.consumer import FetchConsumer, FetchThread, FetchTransport, overridden
+from stream.consumer import FetchConsumer, FetchTransport, overridden
+from stream.fetching import LoopConsumer
 from stream.settings import Settings
 
 SIGNATURES = {
@@ -33,9 +37,20 @@ SIGNATURES = {
     "_new_consumer_thread": ["self"],
     "_create_worker_consumer": ["self", "transport"],
     "_ensure_consumer": ["self"],
+    "call_thread": ["self", "fun", "args", "kwargs"],
+    "_gather_remaining_tasks": ["self"],
     "_fetch_records": ["self", "consumer", "active_partitions", "timeout", "max_records"],
 }
-AWAITED = {"_fetch_records", "perform_seek", "_drain_messages", "wait_empty", "force_commit", "_getmany"}
+AWAITED = {
+    "_fetch_records",
+    "call_thread",
+    "_gather_remaining_tasks",
+    "perform_seek",
+    "_drain_messages",
+    "wait_empty",
+    "force_commit",
+    "_getmany",
+}
 
 
 def test_the_version_installed_is_the_one_that_was_read() -> None:
@@ -57,8 +72,8 @@ def test_each_private_method_has_the_signature_relied_on(owner: type, name: str)
 
 def test_every_method_of_ours_that_faust_calls_is_named_among_the_pins() -> None:
     pinned = {name for _, name in overridden()}
-    public = {"verify_event_path", "_thread"}
-    for ours, theirs in ((FetchConsumer, driver.Consumer), (FetchThread, driver.AIOKafkaConsumerThread)):
+    public = {"verify_event_path", "_thread", "Worker"}
+    for ours, theirs in ((FetchConsumer, driver.Consumer), (LoopConsumer, driver.AIOKafkaConsumerThread)):
         shared = {name for name in vars(ours) if not name.startswith("__") and hasattr(theirs, name)}
         assert shared - public - {"_abc_impl", "logger", "mundane_level"} <= pinned
 
@@ -72,10 +87,29 @@ def test_each_attribute_that_the_consumer_uses_is_there(name: str) -> None:
     assert hasattr(driver.Consumer, name) or f"self.{name}" in inspect.getsource(base.Consumer)
 
 
+def test_the_consumer_runs_on_the_loop_where_a_thread_is_looked_for() -> None:
+    """What a thread would be asked for, and that nothing blocks until it has ended."""
+    start, stop = inspect.getsource(threads.ServiceThread.start), inspect.getsource(threads.ServiceThread.stop)
+    assert "self._thread = self.Worker(self)" in start and "self._thread.start()" in start
+    assert "self._thread.stop()" in stop
+    assert "run_until_complete(self._serve())" in inspect.getsource(threads.ServiceThread._start_thread)
+    assert LoopConsumer.Worker.__name__ == "_OnTheLoop"
+
+
 def test_a_commit_asks_for_the_applied_offsets_only() -> None:
     source = inspect.getsource(base.Consumer.force_commit) + inspect.getsource(base.Consumer._commit_tps)
     assert "_filter_tps_with_pending_acks" in source
     assert "_new_offset" in inspect.getsource(base.Consumer._filter_committable_offsets)
+
+
+def test_tables_are_started_as_faust_does_but_for_its_second_of_waiting() -> None:
+    steps = inspect.getsource(TableManager.on_start)
+    assert [line.strip() for line in steps.splitlines() if "await" in line] == [
+        "await self.sleep(1.0)",
+        "await self._update_channels()",
+        "await self.recovery.start()",
+    ]
+    assert worker.NoTables.on_start is not TableManager.on_start
 
 
 def test_faust_drains_before_a_rebalance_and_seeks_after_it() -> None:
@@ -119,8 +153,10 @@ def test_what_is_fetched_lies_where_it_is_looked_for() -> None:
     source = inspect.getsource(Fetcher)
     assert "self._records = collections.OrderedDict()" in source
     assert "self._closed = False" in source
+    assert "FetchRequest(\n                self._fetch_max_wait_ms," in source, "each request takes it anew"
     assert "FetchResult(" in source and "_partition_records" in inspect.getsource(FetchResult)
-    assert "self._consumer_record(tp, record)" in inspect.getsource(PartitionRecords)
+    theirs = next(owner for owner in PartitionRecords.__mro__ if owner.__module__.startswith("aiokafka"))
+    assert "self._consumer_record(tp, record)" in inspect.getsource(theirs)
     assert list(inspect.signature(Fetcher.fetched_records).parameters) == [
         "self",
         "partitions",
@@ -169,3 +205,27 @@ def test_a_worker_that_stops_while_the_group_rebalances_has_not_crashed() -> Non
         assert not fetcher.crashed
 
     asyncio.run(run())
+
+
+def test_the_end_of_a_partition_that_a_rebalance_has_just_taken_away_is_unknown_and_no_crash() -> None:
+    def assigned_no_more(tp: Any) -> int:
+        raise AssertionError("Partition is not assigned")  # as aiokafka says it
+
+    consumer = object.__new__(FetchConsumer)
+    consumer._thread = cast(Any, SimpleNamespace(highwater=assigned_no_more))
+    assert consumer._end(TP("transactions", 3)) == -1
+
+
+def test_a_worker_that_stands_by_for_a_partition_is_ready() -> None:
+    told: list[int] = []
+
+    async def abandon() -> None:
+        assert not told
+
+    class Idle(FetchConsumer):
+        context: Any = SimpleNamespace(
+            pipeline=SimpleNamespace(abandon=abandon), metrics=SimpleNamespace(ready=SimpleNamespace(set=told.append))
+        )
+
+    asyncio.run(object.__new__(Idle)._take_over_all([]))
+    assert told == [1]

@@ -21,6 +21,7 @@ _MORE_OF_TRAINER = {
     "stream/backtest_command.py": "names the protocol of a backtest",
     "stream/backtest.py": "walks history through the trainer",
     "stream/cli.py": "its commands run the trainer",
+    "stream/archive_store.py": "replaces files in the same way as those of the artifacts",
     "stream/arrivals.py": "brings what arrives into the tables that the trainer fits on",
     "stream/past.py": "simulates, reads and splits history for a demonstration",
     "stream/training.py": "runs refits",
@@ -30,13 +31,20 @@ _MORE_OF_TRAINER = {
 
 # The ways out of pure code, and the modules that may use them.
 _ENTRIES = {
-    "faust": {"stream/consumer.py", "stream/worker.py"},
-    "mode": {"stream/consumer.py", "stream/worker.py"},
+    "faust": {"stream/consumer.py", "stream/fetching.py", "stream/worker.py"},
+    "mode": {"stream/consumer.py", "stream/fetching.py", "stream/worker.py"},
+    "fsspec": {"stream/archive_store.py"},
     "redis": {"stream/roundtrip.py", "stream/connections.py", "stream/resp.py"},
     "prometheus_client": {"stream/metrics.py"},
 }
 # trainer/artifacts.py hands its own environment on to the child that verifies a version.
-_ENVIRONMENT = {"stream/settings.py", "stream/cli.py", "stream/embedded.py", "trainer/artifacts.py"}
+_ENVIRONMENT = {
+    "stream/settings.py",
+    "stream/cli.py",
+    "stream/options.py",
+    "stream/embedded.py",
+    "trainer/artifacts.py",
+}
 _PICKLES = {"pickle", "joblib", "cloudpickle", "dill", "shelve", "marshal"}
 _IMPURE = {"asyncio", "aiokafka", "random", "socket", "subprocess", "time"}
 
@@ -120,7 +128,7 @@ def test_features_wait_for_nothing_and_ask_no_clock(name: str) -> None:
     assert not {module.split(".")[0] for module in _imports(name)} & _IMPURE
 
 
-@pytest.mark.parametrize("name", _files("features", "trainer", "stream", "tests", "bench"))
+@pytest.mark.parametrize("name", _files("features", "trainer", "stream", "tests", "bench", "chaos", "fuzz"))
 def test_files_are_short_and_named_after_a_thing(name: str) -> None:
     lines = (_ROOT / name).read_text(encoding="utf-8").count("\n")
     assert lines <= _LINES_MAX, f"{lines} lines; are there two subjects in it?"
@@ -129,7 +137,7 @@ def test_files_are_short_and_named_after_a_thing(name: str) -> None:
 
 def test_no_file_names_a_path_of_some_machine() -> None:
     private = re.compile(r"(?<![\w.*])/(?:work|root|home|Users|opt)/\w")
-    folders = (*_PACKAGES, "tests", "bench", "docs", "deploy", "examples", ".ci")
+    folders = (*_PACKAGES, "tests", "bench", "chaos", "fuzz", "docs", "deploy", "examples", ".ci")
     paths = [path for folder in folders for path in (_ROOT / folder).rglob("*")]
     paths += [path for path in _ROOT.iterdir() if path.name != ".git"]
     for path in paths:

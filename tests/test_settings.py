@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from features.errors import SettingsError
-from stream.settings import KafkaSettings, RedisSettings, Settings, TopicSettings, load_settings
+from stream.settings import KafkaSettings, RedisSettings, Settings, TopicSettings, WorkerSettings, load_settings
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "headrace.example.toml"
 
@@ -176,6 +176,11 @@ def test_secrets_are_in_no_error(tmp_path: Path) -> None:
 def test_partition_counts_follow_the_two_keys() -> None:
     topics = TopicSettings(transaction_partitions=3, click_partitions=5)
     assert list(topics.partitions().values()) == [3, 3, 5, 3, 3, 5, 5]
+
+
+def test_a_cycle_of_many_partitions_may_be_larger_up_to_twice() -> None:
+    worker = WorkerSettings(cycle_events_max=4096)
+    assert [worker.cycle_events(n) for n in (0, 4, 16, 24, 32, 1024)] == [4096, 4096, 4096, 6144, 8192, 8192]
 
 
 def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -71,11 +71,23 @@ def test_fields_and_values_may_be_any_bytes(backend: Backend) -> None:
 
 def test_a_write_on_another_head_changes_nothing_and_says_whose_it_is(backend: Backend) -> None:
     async def story(store: Store) -> None:
+        with pytest.raises(StateConflict, match="the state of partition 0 is gone"):
+            await store.apply([write(ONE, TWO, {b"card:a": b"2"})])
         await store.apply([write(b"", ONE, {b"card:a": b"1"})])
         for expected in (b"", TWO, ONE[:-1]):
             with pytest.raises(StateConflict, match="partition 0 was written by another worker.*w:1"):
                 await store.apply([write(expected, THREE, {b"card:a": b"2", b"card:b": b"2"})])
         assert await store.read({0: [HEAD, b"card:a", b"card:b"]}) == {0: [ONE, b"1", None]}
+
+    backend.tell(story)
+
+
+def test_what_is_cleared_is_gone_whoever_wrote_it_and_nothing_else(backend: Backend) -> None:
+    async def story(store: Store) -> None:
+        await store.apply([write(b"", ONE, {b"card:a": b"1"}), write(b"", TWO, partition=3)])
+        assert await store.filled([0, 1, 3]) == {0: True, 1: False, 3: True}
+        await store.clear(0)
+        assert await store.filled([0, 1, 3]) == {0: False, 1: False, 3: True}
 
     backend.tell(story)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -88,3 +89,69 @@ def first_of_each(messages: list[dict[str, Any]], name: str) -> dict[str, Any]:
     found = by_source(messages, name)
     assert len(found) == len(messages)
     return found
+
+
+def judged_twice(labels_between: int, *, more: int) -> World:
+    """A card whose first transaction is judged, then ``more`` come, then many labels, and it is judged again."""
+    world = World()
+    world.log.pay("x", 0)
+    world.log.judge("x", 1, True)
+    for i in range(more):
+        world.log.pay(f"p{i}", 10_000 + i)
+    for i in range(labels_between):
+        world.log.judge(f"unknown{i}", 2, False)
+    world.log.judge("x", 3, True)
+    return world
+
+
+async def emitted_but_not_applied(world: World, steps: Sequence[dict[str, int] | Callable[[], None]]) -> FakeWorker:
+    """The successor of a worker that answered what it fetched in turn and died before it applied any of it."""
+    worker = world.worker(in_flight=9)
+    await worker.take_over()
+    await worker.settle({"transactions": 1})
+    await worker.settle({"labels": 1})
+    for store in worker.stores.values():
+        store.pause = 1_000_000
+    for step in steps:
+        _ = await worker.fetch(step) if isinstance(step, dict) else step()
+    await worker.pipeline.abandon()
+    successor = world.worker()
+    await successor.take_over()
+    return successor
+
+
+def assert_as_emitted(world: World) -> None:
+    decisions = first_of_each(world.answers("decisions"), "decision_id")
+    deployment: Any = SimpleNamespace(schema=SCHEMA, topics=TopicSettings())
+    log = world.log.records
+    expected = refold(deployment, 0, decisions, log["transactions", 0], log["labels", 0]).state
+    assert {name: value for name, value in world.hashes["fraud"][0].items() if name != b"@"} == expected
+
+
+def test_labels_that_emitted_transactions_had_not_seen_wait_for_all_of_them_after_a_takeover() -> None:
+    world = judged_twice(0, more=40)
+
+    async def story() -> None:
+        worker = await emitted_but_not_applied(world, [{"transactions": 40}])
+        for _ in range(40):
+            _ = await worker.fetch({"transactions": 1, "labels": 1})
+        await worker.finish()
+
+    asyncio.run(story())
+    assert_as_emitted(world)
+
+
+def test_emitted_transactions_wait_for_more_labels_than_one_cycle_can_fold() -> None:
+    world = judged_twice(2000, more=0)
+
+    def later() -> None:
+        for i in range(40):
+            world.log.pay(f"p{i}", 10_000 + i)
+
+    async def story() -> None:
+        worker = await emitted_but_not_applied(world, [{"labels": 10_000}, later, {"transactions": 40}])
+        await worker.finish()
+
+    asyncio.run(story())
+    assert {d["label_position"] for d in world.answers("decisions")} == {0, 2002}
+    assert_as_emitted(world)

@@ -169,7 +169,7 @@ def test_train_without_a_file_says_what_it_needs(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["train"])
     assert result.exit_code == 2
-    assert "give --transactions FILE, --clicks FILE, or both" in result.stderr
+    assert "give --transactions FILE, --clicks FILE, or --archive URL" in result.stderr
 
 
 def test_the_trainer_refits_when_due_and_ends_at_once_on_sigterm(tmp_path: Path, embedded_broker: Broker) -> None:

@@ -53,6 +53,7 @@ class Deployment:
     partitions: int = 4
     schema_files: tuple[Path, ...] = ()
     extra: Mapping[str, str] = field(default_factory=dict)
+    module: str = "stream.cli"
     name: str = field(default_factory=lambda: fresh_name("worker"))
 
     @property
@@ -94,7 +95,7 @@ class Deployment:
         """A worker process, not started yet."""
         folder = self.directory / f"worker-{number}"
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "stream.cli", "worker"]
+        command = [sys.executable, "-m", self.module, "worker"]
         return Child("worker", command, folder, env=self.environment())
 
     def started(self, number: int = 1) -> Child:

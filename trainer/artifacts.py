@@ -7,7 +7,7 @@ In: fitted models, or a directory. Out: the other of the two. State: the directo
 
 A version appears by one rename, so a reader sees all of it or nothing; the pointer moves afterwards. Nothing is
 pickled. Every file is hashed before it is parsed, so that damage is told from a model that is merely bad;
-:func:`verify_in_child` tries a version in another process before a live worker takes it.
+:class:`Verification` tries a version in another process before a live worker takes it.
 """
 
 from __future__ import annotations
@@ -219,33 +219,71 @@ def check_golden(artifact: Artifact) -> None:
     golden.compare(artifact.version, artifact.fraud, artifact.neighbours, artifact.golden)
 
 
-def verify_in_child(root: Path, version: str, schema_hash: str, timeout_s: float = 60.0) -> None:
-    """Load a version and check its golden answers in another process, which may die of it. Blocks.
+class Verification:
+    """Another process that loads a version and asks it its golden questions, and that may die of it.
 
-    Raises
-    ------
-    ArtifactMissing, ArtifactCorrupt, ArtifactMismatch
-        As :func:`load` and :func:`check_golden`; also if the process crashes or does not finish in time.
+    Use it as a context manager, so that the process ends with the block. ``nice``: by how much it steps back behind
+    what decides at this moment.
+
+    Examples
+    --------
+    ::
+
+        with Verification(root, version, schema_hash) as verification:
+            ...  # whatever else there is to do meanwhile
+            verification.wait()
     """
-    # The child imports what this process runs, wherever it was imported from; -P keeps the current directory out.
-    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    command = [sys.executable, "-P", "-m", "trainer.artifacts", "verify", str(root.resolve()), version, schema_hash]
-    try:
-        done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s,
-            check=False,
+
+    def __init__(self, root: Path, version: str, schema_hash: str, *, nice: int = 0) -> None:
+        # The child imports what this process runs, wherever it was imported from; -P keeps the current directory out.
+        paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        command = [sys.executable, "-P", "-m", "trainer.artifacts", "verify", str(root.resolve()), version, schema_hash,
+                   str(nice)]  # fmt: skip
+        self._version = version
+        self._child = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            text=True,
         )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise ArtifactCorrupt(f"artifact {version} could not be verified within {timeout_s:g} s") from None
-    if done.returncode == 0:
-        return
-    said = done.stderr.strip().splitlines()
-    for kind, code in _EXIT_CODES.items():
-        if done.returncode == code and said:
-            raise kind(said[-1])
-    cause = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
-    raise ArtifactCorrupt(f"artifact {version}: verification died with {cause}: {' '.join(said)[-300:]}")
+
+    def __enter__(self) -> Verification:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._child.kill()
+        self._child.communicate()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended, with a verdict or without."""
+        return self._child.poll() is not None
+
+    def wait(self, timeout_s: float = 60.0) -> None:
+        """Wait for the verdict. Blocks.
+
+        Raises
+        ------
+        ArtifactMissing, ArtifactCorrupt, ArtifactMismatch
+            As :func:`load` and :func:`check_golden`; also if the process crashes or does not finish in time.
+        """
+        try:
+            _, text = self._child.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            raise ArtifactCorrupt(f"artifact {self._version} could not be verified within {timeout_s:g} s") from None
+        code, said = self._child.returncode, text.strip().splitlines()
+        if code == 0:
+            return
+        for kind, exit_code in _EXIT_CODES.items():
+            if code == exit_code and said:
+                raise kind(said[-1])
+        cause = f"signal {-code}" if code < 0 else f"exit code {code}"
+        raise ArtifactCorrupt(f"artifact {self._version}: verification died with {cause}: {' '.join(said)[-300:]}")
+
+
+def verify_in_child(root: Path, version: str, schema_hash: str, timeout_s: float = 60.0) -> None:
+    """Verify a version while others are in use: decisions go first. Blocks; errors as :meth:`Verification.wait`."""
+    with Verification(root, version, schema_hash, nice=10) as verification:
+        verification.wait(timeout_s)
 
 
 def _fraud(files: dict[str, bytes], manifest: Manifest) -> FraudModel:
@@ -277,11 +315,11 @@ def _read(path: Path) -> bytes:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``verify ROOT VERSION SCHEMA_HASH``: the child of :func:`verify_in_child`. The exit code says what is wrong."""
-    if len(arguments) != 4 or arguments[0] != "verify":
-        print("usage: python -m trainer.artifacts verify ROOT VERSION SCHEMA_HASH", file=sys.stderr)
+    """``verify ROOT VERSION SCHEMA_HASH NICE``: the child of :class:`Verification`. Says by exit code what is wrong."""
+    if len(arguments) != 5 or arguments[0] != "verify":
+        print("usage: python -m trainer.artifacts verify ROOT VERSION SCHEMA_HASH NICE", file=sys.stderr)
         return 2
-    os.nice(10)  # decisions go first
+    os.nice(int(arguments[4]))
     try:
         check_golden(load(Path(arguments[1]), arguments[2], arguments[3]))
     except ArtifactError as error:

@@ -1,0 +1,1 @@
+"""Faults injected into real workers on real Kafka and Redis, with the invariants checked after each."""

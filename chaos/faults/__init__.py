@@ -1,0 +1,1 @@
+"""The faults, in modules by what they hit."""

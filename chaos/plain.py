@@ -1,0 +1,197 @@
+"""An entity's state in plain words, read from Redis' bytes without any code of the product.
+
+In: the bytes of a field. Out: :class:`Plain`. The format is the one that ``features/codec.py`` documents as version 2;
+it is read again here from that description, so that a mistake of the codec does not hide itself.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+TILES_KEPT = 16  # of each window, up to the newest
+_EVENTS, _LABELS, _MEMORY, _SECONDS, _COMPLETE = 1, 2, 4, 8, 16
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of an entity is kept: hops of its windows and label windows in ms, fields, and which sums of each."""
+
+    hops_ms: tuple[int, ...]
+    label_hops_ms: tuple[int, ...]
+    fields: int
+    squares: bool
+    largest: bool
+    others: int  # other entities that a remembered transaction names; 0 where nothing is remembered
+
+
+@dataclass(slots=True)
+class Tile:
+    """Transactions of one hop: how many, and by field values, sum, sum of squares (0: not kept) and largest (0)."""
+
+    count: int = 0
+    fields: list[tuple[int, float, float, float]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Remembered:
+    """A transaction in the memory: hash of its id, verdict (-1: none) and its time, decision, hashes of the others."""
+
+    event: int
+    time: int
+    label: int
+    label_time: int
+    action: int
+    others: tuple[int, ...]
+    score: float
+    anomaly: float
+
+
+@dataclass(slots=True)
+class Plain:
+    """State of one entity: newest and first event, newest label, tiles by (window, tile number), the memory."""
+
+    newest: int | None = None
+    first: int | None = None
+    label_newest: int | None = None
+    tiles: dict[tuple[int, int], Tile] = field(default_factory=dict)
+    labels: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    memory: list[Remembered] = field(default_factory=list)
+
+
+class _Bytes:
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def byte(self) -> int:
+        self.at += 1
+        return self.data[self.at - 1]
+
+    def varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self.byte()
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    def signed(self) -> int:
+        value = self.varint()
+        return -((value + 1) >> 1) if value & 1 else value >> 1
+
+    def raw(self) -> int:
+        self.at += 8
+        return int.from_bytes(self.data[self.at - 8 : self.at], "little")
+
+    def number(self, units: float) -> float:
+        found = self.varint()
+        if found & 1:
+            return (found >> 1) / units
+        if found & 2:
+            c = (found >> 2) & 3
+            (bits,) = struct.unpack("<q", struct.pack("<d", (found >> 4) / units))
+            return float(struct.unpack("<d", struct.pack("<q", bits + (c - 2 if c < 2 else c - 1)))[0])
+        return float(struct.unpack("<d", struct.pack("<Q", self.raw()))[0])
+
+
+def read_plain(data: bytes, shape: Shape) -> Plain:
+    """What the bytes of an entity's field mean.
+
+    Raises
+    ------
+    ValueError
+        If they are of another version, or do not end where they should.
+    """
+    source, plain = _Bytes(data), Plain()
+    if (version := source.byte()) != 2:
+        raise ValueError(f"state of codec version {version}; chaos/plain.py reads version 2")
+    flags = source.byte()
+    unit = 1000 if flags & _SECONDS else 1
+    if flags & _EVENTS:
+        _read_events(source, plain, shape, unit, complete=bool(flags & _COMPLETE))
+    if flags & _LABELS:
+        _read_labels(source, plain, shape, unit)
+    if flags & _MEMORY:
+        _read_memory(source, plain, shape, unit)
+    if source.at != len(data):
+        raise ValueError(f"state of {len(data)} bytes ends at byte {source.at}")
+    return plain
+
+
+def _bits(bits: int) -> list[int]:
+    """Distances from the newest tile of the tiles that a map names, the oldest first."""
+    return [j for j in range(TILES_KEPT - 1, -1, -1) if bits >> j & 1]
+
+
+def _read_events(source: _Bytes, plain: Plain, shape: Shape, unit: int, *, complete: bool) -> None:
+    newest = plain.newest = source.signed() * unit
+    plain.first = newest - source.varint() * unit
+    before: Tile | None = None
+    for w, hop in enumerate(shape.hops_ms):
+        number, told = newest // hop, source.varint()
+        if told == 0:
+            assert before is not None
+            plain.tiles[w, number] = before
+            continue
+        several, back = source.varint(), 0
+        for back in _bits(told):
+            count = source.varint() if several >> back & 1 else 1
+            tile = plain.tiles[w, number - back] = Tile(count)
+            for _ in range(shape.fields):
+                n = count if complete else source.varint()
+                total = source.number(1e2) if n else 0.0
+                squares, largest = total * total, total
+                if n > 1 and shape.squares:
+                    squares = source.number(1e4)
+                if n > 1 and shape.largest:
+                    largest = source.number(1e2)
+                tile.fields.append((n, total, squares * shape.squares, largest * shape.largest))
+        before = plain.tiles[w, number] if told == 1 else None
+
+
+def _read_labels(source: _Bytes, plain: Plain, shape: Shape, unit: int) -> None:
+    newest = plain.label_newest = source.signed() * unit + (plain.newest or 0)
+    for w, hop in enumerate(shape.label_hops_ms):
+        tiles, told = source.varint(), source.varint()
+        for back in _bits(tiles):
+            verdicts = (source.signed(), source.signed()) if told >> back & 1 else (1, 0)
+            plain.labels[w, newest // hop - back] = verdicts
+
+
+def _read_memory(source: _Bytes, plain: Plain, shape: Shape, unit: int) -> None:
+    time, delay = plain.newest or 0, 0
+    for k in range(source.varint()):
+        event = source.raw()
+        time += source.signed() * unit
+        state = source.byte()
+        told = state & 15
+        label, label_time = told // 4 - 1, 0
+        if label >= 0:
+            if not state & 32:
+                delay = source.signed() * unit
+            label_time = time + delay
+        others = []
+        for o in range(shape.others):
+            back = source.varint()
+            others.append(plain.memory[k - back].others[o] if back else source.raw())
+        score, anomaly = (0.0, 0.0) if state & 16 else (source.number(1e6), source.number(1e6))
+        plain.memory.append(Remembered(event, time, label, label_time, told % 4 - 1, tuple(others), score, anomaly))
+
+
+def hash_text(text: str) -> int:
+    """The 64-bit hash of an id: FNV-1a and the finalizer of MurmurHash3."""
+    h = 0xCBF29CE484222325
+    for byte in text.encode():
+        h = (h ^ byte) * 0x100000001B3 & _MASK
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        h = (h ^ h >> 33) * factor & _MASK
+    return h ^ h >> 33
+
+
+def read_session(data: bytes) -> list[tuple[int, int, int]]:
+    """A session's clicks, oldest first: hash of the event, hash of the item, time in ms."""
+    if data[:1] != b"\x01":
+        raise ValueError(f"a session of version {data[0]}; chaos/plain.py reads version 1")
+    return [struct.unpack_from("<QQq", data, at) for at in range(1, len(data), 24)]

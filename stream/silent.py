@@ -1,0 +1,60 @@
+"""What takes the place of models and outputs while state is rebuilt: nothing is scored, nothing is sent.
+
+In: what a lane and the cycle ask of models, publisher and tails. Out: nothing that counts. No state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.messages import Reason
+from features.scoring import Thresholds
+from stream.lane import Message, Target
+
+
+class Unscored:
+    """The place of the models: every score is replaced by the one that was emitted."""
+
+    thresholds = Thresholds(1.0, 1.0)
+
+    def score_many(self, x: NDArray[np.float64], beside: object = None) -> tuple[NDArray[np.float64], ...]:
+        """Zeros."""
+        return np.zeros(len(x)), np.zeros(len(x))
+
+    def reasons_many(self, rows: NDArray[np.float64]) -> list[list[Reason]]:
+        """None."""
+        return [[] for _ in rows]
+
+    def recommend_many(self, hashes: NDArray[np.uint64], counts: NDArray[np.int64], k: int) -> Any:
+        """No items."""
+        return np.full((len(hashes), 0), -1, np.int32), np.zeros((len(hashes), 0), np.float32)
+
+
+class Silent:
+    """The place of the publisher and of the tails: nothing is sent; ``positions`` are where the answers begin."""
+
+    def __init__(self, positions: Mapping[Target, int]) -> None:
+        self._positions = positions
+
+    async def settle(self) -> None:
+        """Nothing is on its way."""
+
+    async def send(self, outputs: Mapping[Target, list[Message]]) -> list[Any]:
+        """Drop all answers."""
+        return []
+
+    async def acknowledged(self, pending: list[Any]) -> dict[Target, int]:
+        """Nothing moves."""
+        return {}
+
+    async def ends(self, targets: list[Target]) -> dict[Target, int]:
+        """Where the answers begin that the state will not include."""
+        return {target: self._positions[target] for target in targets}
+
+    async def read(self, positions: Mapping[Target, int]) -> dict[Target, list[bytes]]:
+        """Nothing is adopted from here."""
+        return {target: [] for target in positions}
