@@ -25,8 +25,11 @@ RING = 16
 NEVER = -(1 << 62)  # the time of an entity that has no event
 
 ROW_INTS = 3  # newest event time, first event time, newest label time; then one map for each window
-MEMORY_INTS = 5  # event hash, event time, label, label time, action; then one hash for each other entity
+MEMORY_INTS = 6  # event hash, event time, label, label time, action, level; then one hash for each other entity
 MEMORY_FLOATS = 2  # score, anomaly
+USUAL_FLOATS = 4  # of each numeric field of the key: weight, mean, variance, time of the last unusual value
+LABELS_KEPT = 8  # newest labels of an entity that are kept one by one, see features/labels.py
+LEVEL_STEPS, LEVEL_MAX = 32, 255  # a level is 1 + the ratio to what is usual in 1/32, at most so much; 0 = unknown
 STATISTICS = ("sum", "mean", "max", "std", "ratio", "zscore")  # order of the columns in Layout.field_columns
 
 _PHRASES = {
@@ -61,7 +64,7 @@ class Layout:
     ``dims`` holds, in this order: windows, label windows, fields kept (all numeric ones or, without an aggregate of
     them, none), remembered events, other entities, the expiry in ms; cells of a field in a tile, which of them has the
     sum of squares and which the maximum (-1: not kept); where in the floats the label tiles begin; the width of a row
-    in ints and in floats; numeric fields of the schema.
+    in ints and in floats; numeric fields of the schema; labels kept one by one; fields whose usual value is kept.
     """
 
     entity: Entity
@@ -73,6 +76,8 @@ class Layout:
     label_columns: NDArray[np.int64]
     time_columns: NDArray[np.int64]
     memory_columns: NDArray[np.int64]
+    run_columns: NDArray[np.int64]
+    usual_columns: NDArray[np.int64]
 
     @property
     def ints(self) -> int:
@@ -169,7 +174,65 @@ def _layout(columns: _Columns, schema: TransactionSchema, entity: Entity) -> Lay
         label_columns=label_columns,
         time_columns=time_columns,
         memory_columns=memory_columns,
+        run_columns=_run_columns(columns, schema, entity),
+        usual_columns=_usual_columns(columns, schema, entity),
     )
+
+
+def _run_columns(columns: _Columns, schema: TransactionSchema, entity: Entity) -> NDArray[np.int64]:
+    """Of the newest labels: frauds in a row, since when, since the last good one, the least unusual of the frauds."""
+    found, name, key = np.full(4, -1, np.int64), entity.name, schema.key.name
+    if entity.label_windows_ms:
+        found[0] = columns.add(
+            f"{name}_fraud_run",
+            name,
+            "",
+            "fraud_run",
+            0,
+            f"how many of the {name}'s newest labels in a row are fraud, at most {LABELS_KEPT}",
+        )
+        found[1] = columns.add(
+            f"{name}_seconds_since_fraud_run",
+            name,
+            "",
+            "since_fraud_run",
+            0,
+            f"seconds since the first of the {name}'s newest labels in a row that are fraud",
+        )
+        found[2] = columns.add(
+            f"{name}_seconds_since_good_label",
+            name,
+            "",
+            "since_good_label",
+            0,
+            f"seconds since the newest good label among the {name}'s newest {LABELS_KEPT}",
+        )
+        if schema.numeric:
+            found[3] = columns.add(
+                f"{name}_fraud_run_ratio",
+                name,
+                key,
+                "fraud_run_ratio",
+                0,
+                f"smallest ratio of such a fraud to what was usual for its {key}, at most "
+                f"{(LEVEL_MAX - 1) / LEVEL_STEPS:.2f}",
+            )
+    return found  # fmt: skip
+
+
+def _usual_columns(columns: _Columns, schema: TransactionSchema, entity: Entity) -> NDArray[np.int64]:
+    """Of each numeric field of the key: ratio to what is usual, distance from it, time since an unusual one."""
+    name, found = entity.name, []
+    for field in [numeric.name for numeric in schema.numeric] if entity is schema.key else []:
+        found += [
+            columns.add(f"{name}_{field}_usual_ratio", name, field, "usual_ratio", 0,
+                        f"{field} of this transaction over what is usual for the {name}"),
+            columns.add(f"{name}_{field}_usual_zscore", name, field, "usual_zscore", 0,
+                        f"{field} of this transaction in deviations from what is usual for the {name}"),
+            columns.add(f"{name}_seconds_since_unusual_{field}", name, field, "since_unusual", 0,
+                        f"seconds since the {name}'s last unusual {field}"),
+        ]  # fmt: skip
+    return np.array(found, np.int64).reshape(-1, 3)
 
 
 def _dims(schema: TransactionSchema, entity: Entity) -> NDArray[np.int64]:
@@ -178,12 +241,15 @@ def _dims(schema: TransactionSchema, entity: Entity) -> NDArray[np.int64]:
     kept = len(schema.numeric) if set(STATISTICS) & set(entity.aggregates) else 0
     cells = 2 + bool(squares) + largest
     memory, others = (schema.memory, len(schema.entities) - 1) if entity is schema.key else (0, 0)
+    usual, labels_kept = len(schema.numeric) if memory else 0, LABELS_KEPT if label_windows else 0
     longest_ms = max((*entity.windows_ms, *entity.label_windows_ms), default=86_400_000)
     labels_at = RING * windows * (1 + kept * cells)
     ints = ROW_INTS + windows + label_windows + (2 + others + memory * (MEMORY_INTS + others) if memory else 0)
-    floats = labels_at + RING * label_windows * 2 + memory * MEMORY_FLOATS
+    ints += labels_kept
+    floats = labels_at + RING * label_windows * 2 + usual * USUAL_FLOATS + memory * MEMORY_FLOATS
     return np.array([windows, label_windows, kept, memory, others, 2 * longest_ms, cells, 2 if squares else -1,
-                     cells - 1 if largest else -1, labels_at, ints, floats, len(schema.numeric)], np.int64)  # fmt: skip
+                     cells - 1 if largest else -1, labels_at, ints, floats, len(schema.numeric), labels_kept, usual],
+                    np.int64)  # fmt: skip
 
 
 def build_catalogue(schema: TransactionSchema) -> Catalogue:

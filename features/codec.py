@@ -2,7 +2,7 @@
 
 In: state rows (see :mod:`features.kernel`) and their layout. Out: one compact byte string per row. Pure.
 
-Version 2, after the version byte, in the words of :mod:`features.varint`. Numbers of values are in 1/100, sums of
+Version 3, after the version byte, in the words of :mod:`features.varint`. Numbers of values are in 1/100, sums of
 squares in 1/10000, scores and anomalies in 1/1000000. Times are differences, in ms or, with flag 8, in s::
 
     flags       1 byte: 1 has events, 2 has labels, 4 has a memory, 8 all its times are whole seconds, 16 in every tile
@@ -13,12 +13,17 @@ squares in 1/10000, scores and anomalies in 1/1000000. Times are differences, in
                 than one transaction; per tile from the oldest to the newest: if more than one, varint count; per field:
                 without flag 16 varint n; if n > 0 number sum; if n > 1 and kept number sum of squares, number max
     labels      signed newest label time - newest time (without events: - 0); per window: the tiles; a varint of those
-                that hold anything but one good verdict; per such tile: signed labels, signed frauds
+                that hold anything but one good verdict; per such tile: signed labels, signed frauds. Then varint count
+                of the labels kept one by one; from the newest to the oldest: varint (time of the one before, of the
+                first the newest label time, - time) * 2 + fraud; of a fraud a byte of level
     memory      varint size; from the oldest to the newest: raw event hash, signed time - that of the one before (of
                 the first: - newest time), a byte: (label + 1) * 4 + action + 1, + 16 if score and anomaly are 0, + 32
                 if the label came as long after its event as the last label before; if there is a label and no 32,
-                signed label time - time; for each other entity how many events before the same one was met last,
-                or 0 and the raw hash; without 16 number score, number anomaly
+                signed label time - time; a byte of level; for each other entity how many events before the same one
+                was met last, or 0 and the raw hash; without 16 number score, number anomaly. Then per numeric field
+                what is usual:
+                varint weight; if not 0 raw mean, raw variance, a byte whether a value was unusual, and if so signed
+                time of the last one - newest time
 
 A row decoded from its bytes is equal to the row encoded, bit for bit, in all that any later event can read.
 """
@@ -32,7 +37,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from features.bits import float_bits, lowest_bit, prefetch
-from features.catalogue import MEMORY_FLOATS, MEMORY_INTS, NEVER, RING, ROW_INTS, Layout
+from features.catalogue import LABELS_KEPT, MEMORY_FLOATS, MEMORY_INTS, NEVER, RING, ROW_INTS, USUAL_FLOATS, Layout
 from features.codec_v1 import decode_v1
 from features.codec_v2 import (
     COMPLETE,
@@ -47,11 +52,13 @@ from features.codec_v2 import (
     VALUES,
     decode_v2,
 )
+from features.codec_v3 import decode_v3
 from features.errors import StateMismatch
 from features.kernel import LINE, Floats, Ints
+from features.labels import FRAUD, LEVEL, TIME
 from features.varint import U8, get_raw, put_number, put_raw, put_signed, put_varint
 
-CODEC_VERSION = 2
+CODEC_VERSION = 3
 _NEWEST = RING - 1
 _BITS = (1 << RING) - 1
 _ROW_BYTES_LIKELY = 512
@@ -63,11 +70,18 @@ def _units(time: int, seconds: bool) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _whole_seconds(ints: Ints, i: int, dims: Ints, size: int) -> bool:
+def _whole_seconds(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, size: int) -> bool:
     for k in range(ROW_INTS):
         if ints[i + k] != NEVER and ints[i + k] % 1000 != 0:
             return False
+    for k in range(i + dims[10] - dims[13], i + dims[10]):
+        if (ints[k] >> TIME) % 1000 != 0:
+            return False
     memory = dims[3]
+    usual = f + dims[11] - MEMORY_FLOATS * memory - USUAL_FLOATS * dims[14]
+    for k in range(dims[14] if size > 0 else 0):
+        if int(floats[usual + USUAL_FLOATS * k + 3]) % 1000 != 0:
+            return False
     times = i + ROW_INTS + dims[0] + dims[1] + 2 + dims[4] + memory
     odd = 0
     for k in range(size):
@@ -170,6 +184,23 @@ def _put_labels(out: U8, at: int, ints: Ints, floats: Floats, i: int, f: int, di
                 p = base + ((first + b) & _NEWEST) * 2
                 at = put_signed(out, at, int(floats[p]))
                 at = put_signed(out, at, int(floats[p + 1]))
+    return _put_kept(out, at, ints, i, dims, seconds)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _put_kept(out: U8, at: int, ints: Ints, i: int, dims: Ints, seconds: bool) -> int:
+    end, count, before = i + dims[10], 0, ints[i + 2]
+    while count < dims[13] and ints[end - 1 - count] != 0:
+        count += 1
+    at = put_varint(out, at, count)
+    for k in range(count):
+        entry = ints[end - 1 - k]
+        fraud = entry & FRAUD != 0
+        at = put_varint(out, at, _units(before - (entry >> TIME), seconds) * 2 + (1 if fraud else 0))
+        before = entry >> TIME
+        if fraud:
+            out[at] = entry & LEVEL
+            at += 1
     return at
 
 
@@ -196,6 +227,8 @@ def _put_memory(out: U8, at: int, ints: Ints, floats: Floats, i: int, f: int, di
         if label >= 0 and not same_delay:
             at = put_signed(out, at, _units(since, seconds))
             delay = since
+        out[at] = ints[start + 5 * memory + k]
+        at += 1
         for o in range(others):
             column, back = start + (MEMORY_INTS + o) * memory, 1
             other, p = ints[column + k], k
@@ -210,6 +243,21 @@ def _put_memory(out: U8, at: int, ints: Ints, floats: Floats, i: int, f: int, di
         if not nothing:
             at = put_number(out, at, floats[values + k], SCORES)
             at = put_number(out, at, floats[values + memory + k], SCORES)
+    return _put_usual(out, at, ints, floats, i, values - USUAL_FLOATS * dims[14], dims, seconds)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _put_usual(out: U8, at: int, ints: Ints, floats: Floats, i: int, u: int, dims: Ints, seconds: bool) -> int:
+    newest = ints[i] if ints[i] != NEVER else 0
+    for p in range(u, u + USUAL_FLOATS * dims[14], USUAL_FLOATS):
+        at = put_varint(out, at, int(floats[p]))
+        if floats[p] > 0.0:
+            at = put_raw(out, at, float_bits(floats[p + 1]))
+            at = put_raw(out, at, float_bits(floats[p + 2]))
+            out[at] = 1 if floats[p + 3] > 0.0 else 0
+            at += 1
+            if floats[p + 3] > 0.0:
+                at = put_signed(out, at, _units(int(floats[p + 3]) - newest, seconds))
     return at
 
 
@@ -227,7 +275,7 @@ def _encode(rows: Ints, done: int, ints: Ints, floats: Floats, dims: Ints, out: 
                 prefetch(floats, k)
         i, f = rows[n] * dims[10], rows[n] * dims[11]
         size = ints[i + ROW_INTS + dims[0] + dims[1] + 1] if dims[3] > 0 else 0
-        seconds, complete = _whole_seconds(ints, i, dims, size), False
+        seconds, complete = _whole_seconds(ints, floats, i, f, dims, size), False
         events, labels = ints[i] != NEVER, ints[i + 2] != NEVER
         if events:
             complete = _complete(ints, floats, i, f, dims)
@@ -255,11 +303,15 @@ def _decode(data: U8, offsets: Ints, rows: Ints, ints: Ints, floats: Floats, dim
             continue
         i, f = rows[n] * dims[10], rows[n] * dims[11]
         cursor[0], cursor[1] = offsets[n], offsets[n + 1]
+        values = f + dims[11] - MEMORY_FLOATS * dims[3]
+        floats[values - USUAL_FLOATS * dims[14] : values] = 0.0  # nothing of it in older versions
         version = get_raw(data, cursor, 1)
         if version == 1:
             decode_v1(data, cursor, ints, floats, i, f, dims, hops, label_hops)
-        elif version == CODEC_VERSION:
+        elif version == 2:
             decode_v2(data, cursor, ints, floats, i, f, dims, hops, label_hops)
+        elif version == CODEC_VERSION:
+            decode_v3(data, cursor, ints, floats, i, f, dims, hops, label_hops)
         else:
             return n
         if cursor[0] != offsets[n + 1]:
@@ -271,7 +323,9 @@ def row_bytes_max(layout: Layout) -> int:
     """An upper bound of the bytes of one encoded row."""
     windows, label_windows, fields, memory, others = (int(d) for d in layout.dims[:5])
     events = 20 + windows * (6 + RING * (10 + fields * 40))
-    return 2 + events + 10 + label_windows * (6 + RING * 20) + 10 + memory * (8 + 10 + 1 + 10 + 10 * others + 20)
+    labels = 10 + label_windows * (6 + RING * 20) + 1 + LABELS_KEPT * 11
+    usual = int(layout.dims[14]) * (1 + 16 + 1 + 10)
+    return 2 + events + labels + 10 + memory * (8 + 10 + 1 + 10 + 1 + 10 * others + 20) + usual
 
 
 def encode_packed(layout: Layout, rows: Ints, ints: Ints, floats: Floats) -> tuple[NDArray[np.uint8], Ints]:

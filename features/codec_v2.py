@@ -1,4 +1,7 @@
-"""Reads state rows of version 2, and says what its bits mean. The format stands in :mod:`features.codec`."""
+"""Reads state rows of version 2, which nothing writes any more, and says what its bits mean.
+
+The format is that of :mod:`features.codec` without kept labels, levels and usual values.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ _TIME_MAX = 1 << 52
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _tiles(data: U8, cursor: Ints) -> int:
+def tiles_of(data: U8, cursor: Ints) -> int:
     """Read which tiles hold something, as the bits of a map."""
     tiles, bits = get_varint(data, cursor), 0
     if tiles > _BITS:
@@ -32,7 +35,7 @@ def _tiles(data: U8, cursor: Ints) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _events(data: U8, cursor: Ints, ints: Ints, floats: Floats, i: int, f: int, dims: Ints, hops: Ints, unit: int,
+def events_of(data: U8, cursor: Ints, ints: Ints, floats: Floats, i: int, f: int, dims: Ints, hops: Ints, unit: int,
                 complete: bool) -> None:  # fmt: skip
     ints[i] = get_signed(data, cursor) * unit
     ints[i + 1] = ints[i] - get_varint(data, cursor) * unit
@@ -44,7 +47,7 @@ def _events(data: U8, cursor: Ints, ints: Ints, floats: Floats, i: int, f: int, 
     for w in range(dims[0]):
         newest, base = ints[i] // hops[w], f + w * RING * stride
         newest_at = base + (newest & _NEWEST) * stride
-        bits = _tiles(data, cursor)
+        bits = tiles_of(data, cursor)
         if bits == 0:
             if before_at < 0:
                 cursor[0] = BROKEN
@@ -55,7 +58,7 @@ def _events(data: U8, cursor: Ints, ints: Ints, floats: Floats, i: int, f: int, 
             continue
         before_at = newest_at if bits == 1 << _NEWEST else -1
         ints[i + ROW_INTS + w] = newest << RING | bits
-        several = _tiles(data, cursor)
+        several = tiles_of(data, cursor)
         while bits != 0:
             b = lowest_bit(bits)
             bits &= bits - 1
@@ -79,7 +82,7 @@ def _events(data: U8, cursor: Ints, ints: Ints, floats: Floats, i: int, f: int, 
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _labels(data: U8, cursor: Ints, ints: Ints, floats: Floats, i: int, f: int, dims: Ints, hops: Ints, unit: int
+def labels_of(data: U8, cursor: Ints, ints: Ints, floats: Floats, i: int, f: int, dims: Ints, hops: Ints, unit: int
                 ) -> None:  # fmt: skip
     ints[i + 2] = get_signed(data, cursor) * unit + (ints[i] if ints[i] != NEVER else 0)
     if abs(ints[i + 2]) > _TIME_MAX:
@@ -87,8 +90,8 @@ def _labels(data: U8, cursor: Ints, ints: Ints, floats: Floats, i: int, f: int, 
         return
     for w in range(dims[1]):
         newest, base = ints[i + 2] // hops[w], f + dims[9] + w * RING * 2
-        bits = _tiles(data, cursor)
-        told = _tiles(data, cursor)
+        bits = tiles_of(data, cursor)
+        told = tiles_of(data, cursor)
         ints[i + ROW_INTS + dims[0] + w] = newest << RING | bits
         while bits != 0:
             b = lowest_bit(bits)
@@ -145,8 +148,8 @@ def decode_v2(data: U8, cursor: Ints, ints: Ints, floats: Floats, i: int, f: int
         return
     unit = 1000 if flags & SECONDS else 1
     if flags & EVENTS:
-        _events(data, cursor, ints, floats, i, f, dims, hops, unit, flags & COMPLETE != 0)
+        events_of(data, cursor, ints, floats, i, f, dims, hops, unit, flags & COMPLETE != 0)
     if flags & LABELS:
-        _labels(data, cursor, ints, floats, i, f, dims, label_hops, unit)
+        labels_of(data, cursor, ints, floats, i, f, dims, label_hops, unit)
     if flags & MEMORY:
         _memory(data, cursor, ints, floats, i, f, dims, unit)

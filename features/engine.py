@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features import kernel, memory
+from features import event, kernel, memory
 from features.catalogue import NEVER, Catalogue, Layout
 from features.kernel import Bytes, Floats, Ints
 
@@ -149,21 +149,22 @@ def fold(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations,
         x = np.full((n, width), np.nan)
         places = np.arange(0, n * width, width)
     repeat, missed = np.zeros(n, np.int8), np.zeros(n, np.int8)
-    position, moves = np.zeros(n, np.int64), np.zeros((n, 4), np.int64)
+    position, moves = np.zeros(n, np.int64), np.zeros((n, 5), np.int64)
     decided = np.full((n, 3), np.nan)
     marks = np.zeros(n, np.int64) if marks is None else marks
     o, flat = operations, x.reshape(-1, copy=False)
     values, categories, others, slots = map(_dense, (o.values, o.categories, o.entity_hash[:, 1:], o.slots.T))
     views = slots if o.views is o.slots else _dense(o.views.T)
-    kernel.event_features(o.kind, o.time, values, categories, places, flat)
-    memory.recall(o.kind, o.time, marks, o.event_hash, o.fraud, slots[0], others, *key.flat, key.layout.dims,
-                  key.layout.memory_columns, repeat, position, moves, missed, decided, places, flat)  # fmt: skip
+    event.event_features(o.kind, o.time, values, categories, places, flat)
+    memory.recall(o.kind, o.time, marks, o.event_hash, values.reshape(-1), o.fraud, slots[0], others, *key.flat,
+                  key.layout.dims, key.layout.memory_columns, key.layout.usual_columns, repeat, position, moves, missed,
+                  decided, places, flat)  # fmt: skip
     for e, table in enumerate(tables):
         layout = table.layout
         kernel.fold(o.kind, o.time, marks, values.reshape(-1), slots[e], views[e], repeat, moves, *table.flat,
                     layout.dims, layout.hops_ms, layout.label_hops_ms, layout.count_columns,
-                    layout.field_columns.reshape(-1), layout.label_columns, layout.time_columns, places,
-                    flat)  # fmt: skip
+                    layout.field_columns.reshape(-1), layout.label_columns, layout.time_columns,
+                    layout.run_columns, places, flat)  # fmt: skip
     return Folded(x, places, repeat, missed, position, decided)
 
 

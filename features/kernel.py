@@ -10,9 +10,10 @@ once for each entity (windows), and after the models ran :func:`features.memory.
 A state row has an integer and a float part::
 
     ints    newest time | first time | newest label time | map[w] | label map[lw] | memory: head, size, distinct[o],
-            hash[k], time[k], label[k] (-1 none), label time[k], action[k] (-1 pending), other hash[o][k]
+            hash[k], time[k], label[k] (-1 none), label time[k], action[k] (-1 pending), level[k], other hash[o][k]
+            | newest labels, see :mod:`features.labels`
     floats  tiles[w][RING](count, per field: n, sum, sum of squares?, max?) | label tiles[lw][RING](labels, frauds)
-            | memory: score[k], anomaly[k]
+            | usual values, see :mod:`features.usual` | memory: score[k], anomaly[k]
 
 Sums of squares and maxima are kept only where an aggregate of the entity needs them, and fields only where one is about
 fields. Tile number ``time // hop`` lies at position ``number % RING``. The tiles that count are the RING newest up to
@@ -32,6 +33,7 @@ from numpy.typing import NDArray
 
 from features.bits import lowest_bit, prefetch
 from features.catalogue import NEVER, RING, ROW_INTS, TILES
+from features.labels import emit_run, keep_label, label_entry, take_label_back
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -40,7 +42,6 @@ Bytes = NDArray[np.int8]
 TRANSACTION, LABEL = 0, 1
 LINE = 8  # numbers in a cache line
 AHEAD = 4  # operations between the first touch of a row and its turn: 2, 4 and 8 differ by less than noise
-_HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 _NOISE = 1e-12  # share of the mean square below which a variance is none: 16 digits less those that sums of 10^4 lose
 U = np.uint64  # an index that cannot be negative needs no test whether it counts from the end
 _BITS = (1 << RING) - 1
@@ -56,6 +57,8 @@ def clear(ints: Ints, i: int, dims: Ints) -> None:
     ints[i + 2] = NEVER
     for w in range(dims[0] + dims[1]):
         ints[i + ROW_INTS + w] = 0
+    for k in range(dims[10] - dims[13], dims[10]):
+        ints[i + k] = 0
 
 
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
@@ -222,7 +225,7 @@ def _emit_labels(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, hops: I
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def _transaction(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, hops: Ints, label_hops: Ints, time: int,
                  values: Floats, v: int, emits: bool, folds: bool, count_columns: Ints, field_columns: Ints,
-                 label_columns: Ints, time_columns: Ints, out: Floats, o: int) -> None:  # fmt: skip
+                 label_columns: Ints, time_columns: Ints, run_columns: Ints, out: Floats, o: int) -> None:  # fmt: skip
     """Emit the features of one row as of just before a transaction, then fold it; one division serves both."""
     newest = ints[i]
     stride = 1 + dims[2] * dims[6]
@@ -230,6 +233,7 @@ def _transaction(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, hops: I
     known = newest != NEVER and not expired
     if emits:
         _emit_labels(ints, floats, i, f, dims, label_hops, time, label_columns, out, o)
+        emit_run(ints, i + dims[10], dims, time, run_columns, out, o)
         out[o + time_columns[0]] = max(time - newest, 0) / 1000.0 if known else np.nan
         out[o + time_columns[1]] = max(time - ints[i + 1], 0) / 1000.0 if known else np.nan
     if folds:
@@ -264,6 +268,8 @@ def _approach(ints: Ints, floats: Floats, row: int, dims: Ints, transaction: boo
     """Begin to load a row that comes up soon: rows lie far apart in memory, and one waits long for each."""
     for k in range(row * dims[10], row * dims[10] + ROW_INTS + dims[0] + dims[1], LINE):
         prefetch(ints, k)
+    for k in range((row + 1) * dims[10] - dims[13], (row + 1) * dims[10], LINE):
+        prefetch(ints, k)
     start = row * dims[11]
     first = start if transaction else start + dims[9]
     for k in range(first, start + dims[9] + 2 * RING * dims[1], LINE):
@@ -273,7 +279,7 @@ def _approach(ints: Ints, floats: Floats, row: int, dims: Ints, transaction: boo
 @njit(cache=True, nogil=True, error_model="numpy")
 def fold(kind: Bytes, time: Ints, marks: Ints, values: Floats, slots: Ints, views: Ints, repeat: Bytes,
          label_moves: Ints, ints: Ints, floats: Floats, dims: Ints, hops: Ints, label_hops: Ints, count_columns: Ints,
-         field_columns: Ints, label_columns: Ints, time_columns: Ints, places: Ints, out: Floats
+         field_columns: Ints, label_columns: Ints, time_columns: Ints, run_columns: Ints, places: Ints, out: Floats
          ) -> None:  # fmt: skip
     """Fold n operations into the rows of one entity and emit its features for the transactions among them.
 
@@ -292,9 +298,9 @@ def fold(kind: Bytes, time: Ints, marks: Ints, values: Floats, slots: Ints, view
         it is folded into as well).
     repeat : int8[n]
         1 for a transaction that was seen before: its features are emitted, it is not folded.
-    label_moves : int64[n, 4]
+    label_moves : int64[n, 5]
         Of a label, see :func:`features.memory.recall`: labels and frauds to add now; whether, and of what time, a fraud
-        verdict or a good one is taken back.
+        verdict or a good one is taken back; the level of the judged transaction.
     ints, floats : int64[rows * :], float64[rows * :]
         State, changed in place.
     places : int64[n]
@@ -314,11 +320,11 @@ def fold(kind: Bytes, time: Ints, marks: Ints, values: Floats, slots: Ints, view
         if kind[n] == TRANSACTION:
             _transaction(ints, floats, v * wide_ints, v * wide_floats, dims, hops, label_hops, time[n], values,
                          n * fields, True, repeat[n] == 0, count_columns, field_columns, label_columns, time_columns,
-                         out, places[n])  # fmt: skip
+                         run_columns, out, places[n])  # fmt: skip
             if v != s and repeat[n] == 0:
                 _transaction(ints, floats, s * wide_ints, s * wide_floats, dims, hops, label_hops, time[n], values,
-                             n * fields, False, True, count_columns, field_columns, label_columns, time_columns, out,
-                             0)  # fmt: skip
+                             n * fields, False, True, count_columns, field_columns, label_columns, time_columns,
+                             run_columns, out, 0)  # fmt: skip
             continue
         added, frauds = label_moves[n, 0], label_moves[n, 1]
         taken, taken_time = label_moves[n, 2], label_moves[n, 3]
@@ -329,24 +335,10 @@ def fold(kind: Bytes, time: Ints, marks: Ints, values: Floats, slots: Ints, view
                 clear(ints, i, dims)
             if taken > 0:
                 _fold_label(ints, floats, i, f, dims, label_hops, taken_time, -1.0, -float(taken - 1))
+                take_label_back(ints, i + dims[10], dims[13], label_entry(taken_time, taken - 1, label_moves[n, 4]))
             if added > 0:
                 _fold_label(ints, floats, i, f, dims, label_hops, time[n], float(added), float(frauds))
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def event_features(kind: Bytes, time: Ints, values: Floats, categories: Floats, places: Ints, out: Floats
-                   ) -> None:  # fmt: skip
-    """Fill the leading columns: numeric values, hour of day, day of week, categories."""
-    fields, more = values.shape[1], categories.shape[1]
-    for i in range(len(time)):
-        if kind[i] == TRANSACTION:
-            o = places[i]
-            for f in range(fields):
-                out[o + f] = values[i, f]
-            out[o + fields] = (time[i] % _DAY_MS) / _HOUR_MS
-            out[o + fields + 1] = (time[i] // _DAY_MS + 3) % 7
-            for c in range(more):
-                out[o + fields + 2 + c] = categories[i, c]
+                keep_label(ints, i + dims[10], dims[13], label_entry(time[n], frauds, label_moves[n, 4]))
 
 
 @njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
@@ -394,3 +386,5 @@ def merge(ints: Ints, floats: Floats, rows: Ints, view: int, dims: Ints) -> None
             ints[i + 1] = ints[j + 1] if ints[i] == NEVER else min(ints[i + 1], ints[j + 1])
         ints[i] = max(ints[i], ints[j])
         ints[i + 2] = max(ints[i + 2], ints[j + 2])
+        for k in range(dims[10] - dims[13], dims[10]):
+            keep_label(ints, i + dims[10], dims[13], ints[j + k])

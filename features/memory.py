@@ -14,8 +14,9 @@ import numpy as np
 from numba import njit
 
 from features.bits import prefetch
-from features.catalogue import MEMORY_FLOATS, MEMORY_INTS, ROW_INTS
+from features.catalogue import MEMORY_FLOATS, MEMORY_INTS, ROW_INTS, USUAL_FLOATS
 from features.kernel import AHEAD, LINE, TRANSACTION, Bytes, Floats, Ints
+from features.usual import usual
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -36,7 +37,7 @@ def _count(ints: Ints, start: int, size: int, wanted: int) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _push(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, event_hash: int, time: int) -> int:
+def _push(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, event_hash: int, time: int, level: int) -> int:
     """Put an event into the memory, over the oldest when it is full; returns its position."""
     memory, start = dims[3], i + ROW_INTS + dims[0] + dims[1]
     head = ints[start]
@@ -48,6 +49,7 @@ def _push(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, event_hash: in
     ints[at + 2 * memory] = -1
     ints[at + 3 * memory] = 0
     ints[at + 4 * memory] = -1
+    ints[at + 5 * memory] = level
     at = f + dims[11] - MEMORY_FLOATS * memory + head
     floats[at] = 0.0
     floats[at + memory] = 0.0
@@ -55,9 +57,10 @@ def _push(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, event_hash: in
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def recall(kind: Bytes, time: Ints, marks: Ints, event_hash: Ints, fraud: Bytes, slots: Ints, others: Ints, ints: Ints,
-           floats: Floats, dims: Ints, memory_columns: Ints, repeat: Bytes, position: Ints, label_moves: Ints,
-           missed: Bytes, decided: Floats, places: Ints, out: Floats) -> None:  # fmt: skip
+def recall(kind: Bytes, time: Ints, marks: Ints, event_hash: Ints, values: Floats, fraud: Bytes, slots: Ints,
+           others: Ints, ints: Ints, floats: Floats, dims: Ints, memory_columns: Ints, usual_columns: Ints,
+           repeat: Bytes, position: Ints, label_moves: Ints, missed: Bytes, decided: Floats, places: Ints,
+           out: Floats) -> None:  # fmt: skip
     """Look each operation up in the key entity's memory of recent events, and put new transactions into it.
 
     A transaction whose event hash is in the memory is a repeat. A label is joined to its transaction: the first
@@ -81,16 +84,20 @@ def recall(kind: Bytes, time: Ints, marks: Ints, event_hash: Ints, fraud: Bytes,
         Results; must hold 0 before.
     position : int64[n]
         Result: where in the memory the transaction lies.
-    label_moves : int64[n, 4]
-        Result: labels to add, frauds to add, 1 + the verdict to take back (0: none), and the time it was folded at.
+    label_moves : int64[n, 5]
+        Result: labels to add, frauds to add, 1 + the verdict to take back (0: none), the time it was folded at, and
+        the level of the judged transaction, see :mod:`features.usual`.
     decided : float64[n, 3]
         Result: action, score and anomaly of a repeat whose first was decided in an earlier batch; must hold NaN before.
-    ints, floats, places, out :
+    values, ints, floats, places, out :
         As in :func:`features.kernel.fold`.
     memory_columns : int64[entities - 1, 2]
         Columns of remembered events with the same other entity, and of how many different ones there are.
+    usual_columns : int64[fields, 3]
+        See :func:`features.usual.usual`. What is usual is forgotten when the memory empties.
     """
-    memory, count = dims[3], dims[4]
+    memory, count, fields = dims[3], dims[4], dims[14]
+    usual_at = dims[11] - MEMORY_FLOATS * memory - USUAL_FLOATS * fields
     for n in range(len(kind)):
         if n + AHEAD < len(kind):
             coming = slots[n + AHEAD] * dims[10] + ROW_INTS + dims[0] + dims[1]
@@ -99,6 +106,7 @@ def recall(kind: Bytes, time: Ints, marks: Ints, event_hash: Ints, fraud: Bytes,
             coming += 2 + count + MEMORY_INTS * memory
             for k in range(coming, coming + count * memory, LINE):
                 prefetch(ints, k)
+            prefetch(floats, slots[n + AHEAD] * dims[11] + usual_at)
         i, f = slots[n] * dims[10], slots[n] * dims[11]
         head_at = i + ROW_INTS + dims[0] + dims[1]
         start = head_at + 2 + count
@@ -110,8 +118,12 @@ def recall(kind: Bytes, time: Ints, marks: Ints, event_hash: Ints, fraud: Bytes,
             if time[n] - pushed > dims[5] or marks[n] - pushed > dims[5] + dims[5] // 2:
                 ints[head_at:start] = 0
                 size, head = 0, 0
+        if size == 0:
+            floats[f + usual_at : f + usual_at + USUAL_FLOATS * fields] = 0.0
         found = _find(ints, start, size, event_hash[n])
         if kind[n] == TRANSACTION:
+            level = usual(values, n * fields, time[n], floats, f + usual_at, fields, found < 0, usual_columns, out,
+                          places[n])  # fmt: skip
             for o in range(count):
                 column, other = start + (MEMORY_INTS + o) * memory, others[n, o]
                 seen = _count(ints, column, size, other)
@@ -124,7 +136,7 @@ def recall(kind: Bytes, time: Ints, marks: Ints, event_hash: Ints, fraud: Bytes,
                     ints[head_at + 2 + o] = distinct + (1 if seen == 0 else 0)
                     ints[column + head] = other
             if found < 0:
-                position[n] = _push(ints, floats, i, f, dims, event_hash[n], time[n])
+                position[n] = _push(ints, floats, i, f, dims, event_hash[n], time[n], level)
                 continue
             repeat[n] = 1
             position[n] = found
@@ -146,6 +158,7 @@ def recall(kind: Bytes, time: Ints, marks: Ints, event_hash: Ints, fraud: Bytes,
                 label_moves[n, 3] = ints[start + 3 * memory + found]
             label_moves[n, 0] = 1
             label_moves[n, 1] = fraud[n]
+            label_moves[n, 4] = ints[start + 5 * memory + found]
             ints[start + 2 * memory + found] = fraud[n]
             ints[start + 3 * memory + found] = time[n]
 

@@ -91,6 +91,13 @@ def _seen(f: Feature, value: float) -> str:
     return f"{counted(value, 'remembered transaction')} of this {_word(f.entity)} with this {_word(f.field)}"
 
 
+def _fraud_run(f: Feature, value: float) -> str:
+    if value < 1:
+        return f"the newest label of this {_word(f.entity)} is not fraud"
+    newest = "label of" if value == 1 else f"{value:.0f} labels of"
+    return f"the newest {newest} this {_word(f.entity)} {'is' if value == 1 else 'are'} fraud"
+
+
 def _hour(f: Feature, value: float) -> str:
     minutes = int(value * 60) % 1440
     return f"the time of day is {minutes // 60:02d}:{minutes % 60:02d} UTC"
@@ -119,12 +126,35 @@ _SENTENCES: dict[str, Callable[[Feature, float], str]] = {
     "since_first": lambda f, v: f"this {_word(f.entity)} was first seen {duration(v * 1000)} ago",
     "seen": _seen,
     "distinct": _distinct,
+    "usual_ratio": lambda f, v: (
+        f"{_word(f.field)} is {amount(v) if v < 0.1 else f'{v:,.1f}'} times what is usual for this {_word(f.entity)}"
+    ),
+    "usual_zscore": lambda f, v: (
+        f"{_word(f.field)} is {abs(v):.1f} deviations {'below' if v < 0 else 'above'} what is usual for this "
+        f"{_word(f.entity)}"
+    ),
+    "since_unusual": lambda f, v: f"{duration(v * 1000)} since this {_word(f.entity)}'s last unusual {_word(f.field)}",
+    "fraud_run": _fraud_run,
+    "since_fraud_run": lambda f, v: f"all labels of this {_word(f.entity)} for {duration(v * 1000)} were fraud",
+    "since_good_label": lambda f, v: f"{duration(v * 1000)} since a label of this {_word(f.entity)} said good",
+    "fraud_run_ratio": lambda f, v: (
+        f"each of this {_word(f.entity)}'s latest frauds was at least {v:.1f} times what is usual for its "
+        f"{_word(f.field)}"
+    ),
 }
 
 
 def _missing(f: Feature) -> str:
     if f.aggregate in ("since_last", "since_first"):
         return f"first transaction of this {_word(f.entity)}"
+    if f.aggregate in ("usual_ratio", "usual_zscore"):
+        return f"nothing is known of what {_word(f.field)} is usual for this {_word(f.entity)}"
+    if f.aggregate == "since_unusual":
+        return f"no unusual {_word(f.field)} of this {_word(f.entity)} so far"
+    if f.aggregate == "since_good_label":
+        return f"no newest label of this {_word(f.entity)} says good"
+    if f.aggregate in ("since_fraud_run", "fraud_run_ratio"):
+        return f"the newest label of this {_word(f.entity)} is not a known fraud"
     if f.aggregate == "fraud_rate":
         return f"none of this {_word(f.entity)}'s transactions was judged in the last {duration(f.window_ms)}"
     if f.window_ms:

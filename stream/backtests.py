@@ -10,12 +10,43 @@ import typer
 
 from stream.options import Config, SchemaFiles, Seed, schema_of, settings_of
 
-backtests = typer.Typer(help="Train on one file and answer another as a worker would.", no_args_is_help=True)
+backtests = typer.Typer(help="Train on what was known, answer what came next as a worker would, and report.",
+                        no_args_is_help=True)  # fmt: skip
 
 
-@backtests.callback()
-def _group() -> None:
-    """Keeps the name of a command beside ``backtest`` where there is only one."""
+@backtests.command()
+def fraud(
+    transactions: Annotated[Path, typer.Option(help="History of transactions with labels: Parquet, CSV or TSV")],
+    test_start: Annotated[str, typer.Option(metavar="DATE", help="First test day, in UTC")],
+    out: Annotated[Path, typer.Option(help="Parquet file for the scores")],
+    config: Config = None,
+    schema: SchemaFiles = None,
+    folds: Annotated[int, typer.Option(min=1, help="How many times to train and test")] = 4,
+    test_days: Annotated[int, typer.Option(min=1, max=366, help="Days that each fold tests")] = 7,
+    delay_days: Annotated[int, typer.Option(min=0, max=365, help="Days until a label is known")] = 7,
+    train_days: Annotated[str, typer.Option(metavar="D|all", help="Days that each fold trains on")] = "7",
+    known_days: Annotated[int, typer.Option(min=0, max=3650, help="Days before the delay in which a fraud makes a "
+                                            "card known to be compromised")] = 7,
+    cards_a_day: Annotated[int, typer.Option(min=1, help="k of card precision@k")] = 100,
+    report: Annotated[Path | None, typer.Option(help="Directory for the report")] = None,
+    features: Annotated[Path | None, typer.Option(help="Parquet file for the vectors of all of history")] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Repeat with so many seeds")] = 1,
+    seed: Annotated[int | None, typer.Option(help="The first seed")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that train")] = 2,
+) -> None:  # fmt: skip
+    """Backtest the fraud models on a history file."""
+    module = import_module("stream.backtest_fraud")
+    settings = settings_of(config, schema=schema, trainer__seed=seed)
+    protocol = module.Protocol(
+        start_ms=module.day_ms(test_start),
+        folds=folds,
+        test_days=test_days,
+        delay_days=delay_days,
+        train_days=module.train_days(train_days),
+        known_days=known_days,
+    )
+    options = module.Options(transactions, protocol, out, report, features, cards_a_day, seeds, threads)
+    module.run(settings, schema_of(settings).transactions, options)
 
 
 @backtests.command()
@@ -31,4 +62,4 @@ def recommend(
 ) -> None:
     """Record the list after every click, and how often the next click was in it."""
     settings = settings_of(config, schema=schema, trainer__seed=seed)
-    import_module("stream.backtest").run(settings, schema_of(settings), train, test, k, out, report)
+    import_module("stream.backtest_recommend").run(settings, schema_of(settings), train, test, k, out, report)

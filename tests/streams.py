@@ -165,27 +165,58 @@ class Recall:
         self.expiry_ms = 2 * max(schema.key.windows_ms + schema.key.label_windows_ms)
         self.others = [entity.name for entity in schema.entities[1:]]
         self.key = schema.key.name
-        self.known: dict[str, list[list[Any]]] = {}  # key id: [event id, time, ids, verdict, its time]
+        self.known: dict[str, list[list[Any]]] = {}  # key id: [event id, time, ids, verdict, its time, level]
+        self.fields = [numeric.name for numeric in schema.numeric]
+        self.past: dict[tuple[str, str], tuple[list[float], int]] = {}  # values as they count, time of an unusual one
 
-    def step(self, op: Op) -> tuple[bool, list[tuple[int, int, int]], dict[Any, float]]:
-        """Whether it is a repeat, the moves (time, labels, frauds) of a label, and the features of a transaction."""
+    def usual(self, op: Op, *, fold: bool) -> tuple[int, dict[Any, float]]:
+        """The level of a transaction, and its features against what is usual for its key."""
+        level, out = 0, {}
+        for field, value in zip(self.fields, op.values, strict=True):
+            past, unusual_at = self.past.get((op.ids[0], field), ([], 0))
+            name, counts = (self.key, field), value
+            if past:
+                mean = math.fsum(past) / len(past)
+                deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in past) / len(past))
+                spread = deviation + 0.1 * abs(mean)
+                room = 1.75 * abs(mean) if abs(mean) >= deviation else 3 * deviation
+                ratio = value / mean if mean else math.nan
+                out[*name, "usual_ratio"] = ratio
+                out[*name, "usual_zscore"] = (value - mean) / spread if spread else math.nan
+                level = max(level, 0 if math.isnan(ratio) else 1 + int(min(max(ratio, 0) * 32, 254)))
+                if len(past) >= 3 and room and not math.isnan(value):
+                    counts = min(max(value, mean - room), mean + room)
+            if unusual_at:
+                out[*name, "since_unusual"] = max(op.time - unusual_at, 0) / 1000
+            if fold and not math.isnan(value):
+                at = unusual_at if counts == value else max(unusual_at, op.time)
+                self.past[op.ids[0], field] = [*past, counts], at
+        return level, out
+
+    def step(self, op: Op) -> tuple[bool, list[tuple[int, int, int, int]], dict[Any, float]]:
+        """Whether it is a repeat, the moves (time, labels, frauds, level) of a label, a transaction's features."""
         known = self.known.get(op.ids[0], [])
         if known and op.time - max(event[1] for event in known) > self.expiry_ms:
             known = []
+        if not known:
+            self.past = {name: past for name, past in self.past.items() if name[0] != op.ids[0]}
         found = next((event for event in known if event[0] == op.id), None)
         out = {(self.key, other, "seen"): sum(event[2][o] == op.ids[o] for event in known)
                for o, other in enumerate(self.others, 1)}  # fmt: skip
         out |= {(self.key, other, "distinct"): len({event[2][o] for event in known})
                 for o, other in enumerate(self.others, 1)}  # fmt: skip
-        moves: list[tuple[int, int, int]] = []
+        moves: list[tuple[int, int, int, int]] = []
+        judged = found[5] if found else 0
         if op.fraud is None:
-            known = known if found else [*known, [op.id, op.time, op.ids, None, 0]][-self.size :]
+            level, usual = self.usual(op, fold=found is None)
+            out |= usual
+            known = known if found else [*known, [op.id, op.time, op.ids, None, 0, level]][-self.size :]
         elif found is None or found[3] is None:
-            moves = [(op.time, 1, op.fraud)]
+            moves = [(op.time, 1, op.fraud, judged)]
         elif found[3] != op.fraud:
-            moves = [(found[4], -1, -found[3]), (op.time, 1, op.fraud)]
+            moves = [(found[4], -1, -found[3], judged), (op.time, 1, op.fraud, judged)]
         if found and moves:
-            found[3:] = [op.fraud, op.time]
+            found[3:5] = [op.fraud, op.time]
         self.known[op.ids[0]] = known
         return found is not None, moves, out
 

@@ -24,12 +24,14 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 def test_the_default_features_stand_in_stable_columns_named_by_rule() -> None:
     names = build_catalogue(load_schema().transactions).names
     assert names[:5] == ["event_amount", "event_hour", "event_weekday", "card_count_10m", "card_amount_sum_10m"]
-    assert names[-5:] == ["merchant_fraud_rate_7d", "merchant_fraud_count_30d", "merchant_fraud_rate_30d",
-                          "merchant_seconds_since_last", "merchant_seconds_since_first"]  # fmt: skip
+    assert names[-6:] == ["merchant_seconds_since_last", "merchant_seconds_since_first", "merchant_fraud_run",
+                          "merchant_seconds_since_fraud_run", "merchant_seconds_since_good_label",
+                          "merchant_fraud_run_ratio"]  # fmt: skip
     for name in ("card_amount_mean_7d", "card_amount_ratio_30d", "merchant_fraud_rate_30d", "card_merchant_seen",
-                 "card_merchant_distinct", "card_amount_std_1h", "merchant_count_1h"):  # fmt: skip
+                 "card_merchant_distinct", "card_amount_std_1h", "merchant_count_1h", "card_amount_usual_ratio",
+                 "card_amount_usual_zscore", "card_seconds_since_unusual_amount"):  # fmt: skip
         assert name in names
-    assert len(names) == 63
+    assert len(names) == 74
 
 
 @pytest.mark.parametrize("schema", ["default", "logins", "handbook", "random streams"])
@@ -44,7 +46,7 @@ def test_every_column_is_filled_by_exactly_one_feature(schema: str) -> None:
         int(column)
         for layout in catalogue.layouts
         for part in (layout.count_columns, layout.field_columns, layout.label_columns, layout.time_columns,
-                     layout.memory_columns)
+                     layout.memory_columns, layout.run_columns, layout.usual_columns)
         for column in part.ravel()
         if column >= 0
     ]  # fmt: skip
@@ -142,5 +144,5 @@ def test_no_history_is_no_vectors(tmp_path: Path) -> None:
         "event_id,event_time,card_id,merchant_id,amount,is_fraud\n1,2020-06-16T20:00:00Z,a,b,1,0\n", "utf-8"
     )
     table = read_transactions(path, schema, 0)
-    assert history_vectors(table.slice(0, 0), schema).x.shape == (0, 63)
-    assert history_vectors(table, schema).x.shape == (1, 63)
+    assert history_vectors(table.slice(0, 0), schema).x.shape == (0, 74)
+    assert history_vectors(table, schema).x.shape == (1, 74)

@@ -13,6 +13,7 @@ from stream.vectors import read_vector_log
 from tests.servers import RunningBroker
 from tests.workers import Deployment, assert_state_is_exact, by_source, refold
 from tests.world import World
+from trainer import backtest
 
 
 def _deployment(broker: RunningBroker, redis: RedisServer, world: World, tmp_path: Path, **more: object) -> Deployment:
@@ -56,6 +57,31 @@ def test_replayed_vectors_equal_those_of_a_live_worker_bit_for_bit_also_over_a_k
     assert_state_is_exact(deployment, decisions)
     # The second half repeats the first half's event ids: those still remembered are decided as before.
     assert any(d["duplicate"] for d in decisions.values())
+
+
+def test_a_backtest_has_the_vectors_of_a_live_worker_bit_for_bit_with_labels_flowing(
+    broker: RunningBroker, redis_server: RedisServer, world: World, tmp_path: Path
+) -> None:
+    log, schema = tmp_path / "vectors", world.schema.transactions
+    deployment = _deployment(broker, redis_server, world, tmp_path, partitions=1,
+                             extra={"WORKER_VECTOR_LOG": str(log)})  # fmt: skip
+    topics, payments = deployment.topics, 2500
+    table = world.later_payments.slice(0, payments)
+    deployment.replay(world.timeline(topics, payments=payments, clicks=0), rate=None)
+    worker = deployment.started()
+    try:
+        deployment.wait_for({topics.decisions: payments})
+        worker.stop()
+        assert worker.exit_code() == 0
+    finally:
+        worker.kill()
+    logged = read_vector_log(log)
+    replayed = backtest.replayed(table, schema, lambda stage, done, total: None)
+    run = replayed.names.index("merchant_fraud_count_30d")
+    assert replayed.x[:, run].max() > 0, "no label was known in time"
+    for row in range(payments):
+        _, live = logged[f"{topics.transactions}:0:{row}"]
+        assert np.array_equal(replayed.x[row].view(np.int64), live.view(np.int64)), row
 
 
 def test_a_worker_killed_again_and_again_loses_nothing_and_counts_nothing_twice(

@@ -55,6 +55,10 @@ def close(found: float, wanted: float, feature: Feature, past: float) -> bool:
         return math.isnan(found) and math.isnan(wanted)
     if feature.aggregate == "std":
         return abs(found**2 - wanted**2) <= 1e-9 * max(past**2, 1e-9)
+    if feature.aggregate == "fraud_run_ratio":
+        return abs(found - wanted) <= 1 / 32  # its step, which rounding may decide
+    if feature.aggregate == "usual_zscore":
+        return math.isclose(found, wanted, rel_tol=1e-6, abs_tol=1e-6)
     return math.isclose(found, wanted, rel_tol=1e-9, abs_tol=1e-9)
 
 

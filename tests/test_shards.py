@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features import engine
-from features.catalogue import NEVER
+from features.catalogue import LABELS_KEPT, NEVER
 from features.codec import encode_rows
 from features.kernel import TRANSACTION
 from tests.streams import CATALOGUE, SCHEMA, Op, Run, operations, streams
 
+RUN = ("fraud_run", "since_fraud_run", "since_good_label", "fraud_run_ratio")
 EXACT = ("count", "max", "fraud_count", "fraud_rate", "since_last", "since_first", "seen", "distinct")
 
 
@@ -31,7 +32,11 @@ def test_merged_shards_give_the_vectors_of_one_row(ops: list[Op], partitions: in
     rebuilt = data.draw(st.sets(st.integers(0, len(ops))))
     rows = run.rows
     row = 0
+    corrected = False
     for i, op in enumerate(ops):
+        verdicts = {op.fraud} | {other.fraud for other in ops[:i] if other.id == op.id} - {None}
+        corrected |= op.fraud is not None and len(verdicts) > 1
+        many = sum(other.fraud is not None for other in ops[:i]) > LABELS_KEPT
         columns = operations([op], rows, shards[i])
         for e, table in enumerate(run.tables[1:], 1):
             view = int(columns.views[0, e])
@@ -44,7 +49,9 @@ def test_merged_shards_give_the_vectors_of_one_row(ops: list[Op], partitions: in
         if columns.kind[0] == TRANSACTION:
             for j, feature in enumerate(CATALOGUE.features):
                 found, value = folded.x[0, j], wanted[row, j]
-                if feature.aggregate in EXACT or feature.entity == SCHEMA.key.name:
+                if feature.aggregate in RUN and (corrected or many):
+                    continue  # one row and several shards may then know different ones of the labels before
+                if feature.aggregate in (*EXACT, *RUN) or feature.entity == SCHEMA.key.name:
                     assert found == value or (np.isnan(found) and np.isnan(value)), feature.name
                 else:
                     assert found == pytest.approx(value, rel=1e-9, abs=1e-9, nan_ok=True), feature.name

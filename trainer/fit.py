@@ -130,7 +130,9 @@ def _with_fraud(
     fraud = replace(settings.fraud, seed=settings.seed, threads=settings.threads, rows_max=settings.rows_max)
     fitted = fit_fraud(judged, features, fraud, partial(report, "fraud"))
     report("isolation", 0, 1)
-    forest = fit_isolation(_drawn(vectors.x, rows, settings.seed), seed=settings.seed, threads=settings.threads)
+    forest = fit_isolation(
+        _drawn(vectors.x, rows, settings.seed), seed=settings.seed, features=features, threads=settings.threads
+    )
     report("isolation", 1, 1)
     times = table[schema.time].to_numpy()[rows]
     training: dict[str, int | None] = {

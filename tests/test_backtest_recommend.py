@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from features.partitioner import partition_of
 from features.recommender import Recommender
 from features.schema import load_schema
-from stream.backtest import Answered, asked_of, replay_clicks, report_of, write_lists
+from stream.backtest_recommend import Answered, asked_of, replay_clicks, report_of, write_lists
 from stream.cli import app
 from stream.lane import Tally
 from stream.recommend import SESSION_ITEMS, RecommendLane, Session, decode_session, encode_session
