@@ -197,11 +197,12 @@ def _compare(fields: Mapping[bytes, bytes], folded: Folded, kinds: Mapping[str, 
 
 def _unlike(held: Plain, folded: Plain, *, zombies: bool) -> str:
     """Where two states differ; of a zombie's answers it cannot be told which ones the memory holds."""
-    for name in ("newest", "first", "label_newest", "tiles", "labels"):
+    for name in ("newest", "first", "label_newest", "tiles", "labels", "latest", "usual"):
         one, other = getattr(held, name), getattr(folded, name)
         if one != other:
             return f"{name} {_first_unlike(one, other)}"
-    plain = [[(e.event, e.time, e.label, e.label_time, e.others) for e in side.memory] for side in (held, folded)]
+    plain = [[(e.event, e.time, e.label, e.label_time, e.level, e.others) for e in side.memory]
+             for side in (held, folded)]  # fmt: skip
     if plain[0] != plain[1]:
         return f"memory {_first_unlike(dict(enumerate(plain[0])), dict(enumerate(plain[1])))}"
     if zombies:

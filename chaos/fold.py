@@ -7,6 +7,8 @@ In: the records of one partition in the order that the decisions recorded, and t
 from __future__ import annotations
 
 import json
+import math
+from bisect import insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +19,7 @@ ACTIONS = ("allow", "review", "block")
 _AGGREGATES = {"sum", "mean", "max", "std", "ratio", "zscore"}
 _HOPS = 12
 SESSION_CLICKS = 20
+_LATEST = 8  # labels kept one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ def kinds_of(schema: Any) -> list[Kind]:
             squares=bool(wanted & {"std", "zscore"}),
             largest="max" in wanted,
             others=len(schema.entities) - 1 if number == 0 else 0,
+            usual=len(schema.numeric) if number == 0 else 0,
         )
         found.append(Kind(entity.name, entity.fields, shape))
     return found
@@ -49,7 +53,9 @@ def kinds_of(schema: Any) -> list[Kind]:
 class _Entity:
     events: list[tuple[int, tuple[float, ...]]] = field(default_factory=list)
     labels: list[tuple[int, int, int]] = field(default_factory=list)  # time, labels, frauds
+    latest: list[tuple[int, int, int]] = field(default_factory=list)
     memory: list[Remembered] = field(default_factory=list)
+    usual: list[tuple[int, float, float, int]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -121,8 +127,11 @@ class NaiveFold:
         out.spent[key_id] = count + 1, total + (values[0] if values else 0.0)
         for _, entity in entities:
             entity.events.append((message[self._time], values))
+        key.usual = key.usual or [(0, 0.0, 0.0, 0)] * len(values)
+        level = max((_level(value, *known) for value, known in zip(values, key.usual, strict=True)), default=0)
+        key.usual = [_usual(value, message[self._time], *known) for value, known in zip(values, key.usual, strict=True)]
         key.memory = [*key.memory, Remembered(
-            event, message[self._time], -1, 0, ACTIONS.index(decision["action"]),
+            event, message[self._time], -1, 0, ACTIONS.index(decision["action"]), level,
             tuple(hash_text(id_) for id_, _ in entities[1:]), decision["score"], decision["anomaly"],
         )][-self._memory :]  # fmt: skip
 
@@ -135,12 +144,14 @@ class NaiveFold:
         for _, entity in entities:
             if known is not None and known.label >= 0:
                 entity.labels.append((known.label_time, -1, -known.label))
+                entity.latest = _without(entity.latest, (known.label_time, known.label, known.label * known.level))
             entity.labels.append((time, 1, fraud))
+            entity.latest = _with(entity.latest, (time, fraud, fraud * known.level if known is not None else 0))
         if known is not None:
             known.label, known.label_time = fraud, time
 
     def _plain(self, entity: _Entity, shape: Shape) -> Plain:
-        plain = Plain(memory=entity.memory)
+        plain = Plain(memory=entity.memory, usual=entity.usual)
         if entity.events:
             times = [time for time, _ in entity.events]
             plain.newest, plain.first = max(times), min(times)
@@ -148,6 +159,7 @@ class NaiveFold:
                 plain.tiles |= _tiles(entity.events, w, hop, plain.newest, shape)
         if entity.labels:
             plain.label_newest = max(time for time, _, _ in entity.labels)
+            plain.latest = entity.latest if shape.label_hops_ms else []
             for w, hop in enumerate(shape.label_hops_ms):
                 plain.labels |= _verdicts(entity.labels, w, hop, plain.label_newest)
         return plain
@@ -178,14 +190,56 @@ def _verdicts(labels: list[tuple[int, int, int]], w: int, hop: int, newest: int
     return {tile: counts for tile, counts in found.items() if counts != (0, 0)}
 
 
-def fold_clicks(clicks: Iterable[Taken]) -> dict[str, list[tuple[int, int, int]]]:
-    """The last clicks of each session by field name; a click that is there already does not count again."""
-    sessions: dict[str, list[tuple[int, int, int]]] = {}
+def _with(latest: list[tuple[int, int, int]], label: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """The newest labels after one more: at most eight, and none older than the second-newest good one.
+
+    Of a run of frauds that fills the place, the good label before it and its first fraud stay.
+    """
+    latest = list(latest)
+    if len(latest) == _LATEST:
+        if label <= latest[0]:
+            return latest
+        goods = [k for k, (_, fraud, _) in enumerate(latest) if not fraud]
+        del latest[2 if goods == [0] else 0 if goods else 1]
+    insort(latest, label)
+    goods = [k for k, (_, fraud, _) in enumerate(latest) if not fraud]
+    return latest[goods[-2] :] if len(goods) > 1 else latest
+
+
+def _without(latest: list[tuple[int, int, int]], label: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    latest = list(latest)
+    if label in latest:
+        latest.remove(label)
+    return latest
+
+
+def _level(value: float, weight: int, mean: float, variance: float, unusual: int) -> int:
+    """How unusual a value is: 1 + its ratio to the mean in 1/32, at most 255; 0 where there is no mean."""
+    return 1 + min(int(max(value / mean, 0.0) * 32), 254) if weight and mean else 0
+
+
+def _usual(value: float, time: int, weight: int, mean: float, variance: float, unusual: int
+           ) -> tuple[int, float, float, int]:  # fmt: skip
+    """What is usual after one more value: weight, mean, variance, time of the last unusual one."""
+    deviation = math.sqrt(variance)
+    room = 1.75 * abs(mean) if abs(mean) >= deviation else 3.0 * deviation
+    if weight >= 3 and room > 0.0:
+        if abs(value - mean) > room:
+            unusual = max(unusual, time)
+        value = min(max(value, mean - room), mean + room)
+    weight = min(weight + 1, 100)
+    off = value - mean
+    return weight, mean + off / weight, (1.0 - 1.0 / weight) * (variance + off * off / weight), unusual
+
+
+def fold_clicks(clicks: Iterable[Taken]) -> dict[str, tuple[int, list[tuple[int, int, int]]]]:
+    """By field name how many clicks a session had, and the last; one that is there already does not count again."""
+    sessions: dict[str, tuple[int, list[tuple[int, int, int]]]] = {}
     for taken in clicks:
         message = taken.message
-        known = sessions.setdefault(f"session:{message['session_id']}", [])
-        event = hash_text(str(message["event_id"]))
+        name, event = f"session:{message['session_id']}", hash_text(str(message["event_id"]))
+        count, known = sessions.get(name, (0, []))
         if all(event != other for other, _, _ in known):
-            known.append((event, hash_text(str(message["item_id"])), message["event_time"]))
-            del known[:-SESSION_CLICKS]
+            known = [*known, (event, hash_text(str(message["item_id"])), message["event_time"])]
+            sessions[name] = count + 1, known[-SESSION_CLICKS:]
     return sessions

@@ -1,6 +1,6 @@
 """An entity's state in plain words, read from Redis' bytes without any code of the product.
 
-In: the bytes of a field. Out: :class:`Plain`. The format is the one that ``features/codec.py`` documents as version 2;
+In: the bytes of a field. Out: :class:`Plain`. The format is the one that ``features/codec.py`` documents as version 3;
 it is read again here from that description, so that a mistake of the codec does not hide itself.
 """
 
@@ -24,6 +24,7 @@ class Shape:
     squares: bool
     largest: bool
     others: int  # other entities that a remembered transaction names; 0 where nothing is remembered
+    usual: int  # fields of which it is kept what is usual; 0 where nothing is remembered
 
 
 @dataclass(slots=True)
@@ -36,13 +37,17 @@ class Tile:
 
 @dataclass(slots=True)
 class Remembered:
-    """A transaction in the memory: hash of its id, verdict (-1: none) and its time, decision, hashes of the others."""
+    """A transaction in the memory: hash of its id, verdict (-1: none) and its time, decision, hashes of the others.
+
+    ``level`` says how unusual its values were for its key.
+    """
 
     event: int
     time: int
     label: int
     label_time: int
     action: int
+    level: int
     others: tuple[int, ...]
     score: float
     anomaly: float
@@ -50,14 +55,20 @@ class Remembered:
 
 @dataclass(slots=True)
 class Plain:
-    """State of one entity: newest and first event, newest label, tiles by (window, tile number), the memory."""
+    """State of one entity: newest and first event, newest label, tiles by (window, tile number), the memory.
+
+    ``latest``: the newest labels one by one, oldest first: time, 1 for a fraud, level of its transaction. ``usual``: by
+    field weight, mean, variance and time of the last unusual value (0: none).
+    """
 
     newest: int | None = None
     first: int | None = None
     label_newest: int | None = None
     tiles: dict[tuple[int, int], Tile] = field(default_factory=dict)
     labels: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    latest: list[tuple[int, int, int]] = field(default_factory=list)
     memory: list[Remembered] = field(default_factory=list)
+    usual: list[tuple[int, float, float, int]] = field(default_factory=list)
 
 
 class _Bytes:
@@ -85,6 +96,9 @@ class _Bytes:
         self.at += 8
         return int.from_bytes(self.data[self.at - 8 : self.at], "little")
 
+    def double(self) -> float:
+        return float(struct.unpack("<d", struct.pack("<Q", self.raw()))[0])
+
     def number(self, units: float) -> float:
         found = self.varint()
         if found & 1:
@@ -93,7 +107,7 @@ class _Bytes:
             c = (found >> 2) & 3
             (bits,) = struct.unpack("<q", struct.pack("<d", (found >> 4) / units))
             return float(struct.unpack("<d", struct.pack("<q", bits + (c - 2 if c < 2 else c - 1)))[0])
-        return float(struct.unpack("<d", struct.pack("<Q", self.raw()))[0])
+        return self.double()
 
 
 def read_plain(data: bytes, shape: Shape) -> Plain:
@@ -105,8 +119,8 @@ def read_plain(data: bytes, shape: Shape) -> Plain:
         If they are of another version, or do not end where they should.
     """
     source, plain = _Bytes(data), Plain()
-    if (version := source.byte()) != 2:
-        raise ValueError(f"state of codec version {version}; chaos/plain.py reads version 2")
+    if (version := source.byte()) != 3:
+        raise ValueError(f"state of codec version {version}; chaos/plain.py reads version 3")
     flags = source.byte()
     unit = 1000 if flags & _SECONDS else 1
     if flags & _EVENTS:
@@ -115,6 +129,7 @@ def read_plain(data: bytes, shape: Shape) -> Plain:
         _read_labels(source, plain, shape, unit)
     if flags & _MEMORY:
         _read_memory(source, plain, shape, unit)
+        _read_usual(source, plain, shape, unit)
     if source.at != len(data):
         raise ValueError(f"state of {len(data)} bytes ends at byte {source.at}")
     return plain
@@ -158,6 +173,11 @@ def _read_labels(source: _Bytes, plain: Plain, shape: Shape, unit: int) -> None:
         for back in _bits(tiles):
             verdicts = (source.signed(), source.signed()) if told >> back & 1 else (1, 0)
             plain.labels[w, newest // hop - back] = verdicts
+    time = newest
+    for _ in range(source.varint()):
+        told = source.varint()
+        time -= (told >> 1) * unit
+        plain.latest.insert(0, (time, told & 1, source.byte() if told & 1 else 0))
 
 
 def _read_memory(source: _Bytes, plain: Plain, shape: Shape, unit: int) -> None:
@@ -172,12 +192,22 @@ def _read_memory(source: _Bytes, plain: Plain, shape: Shape, unit: int) -> None:
             if not state & 32:
                 delay = source.signed() * unit
             label_time = time + delay
-        others = []
+        level, others = source.byte(), []
         for o in range(shape.others):
             back = source.varint()
             others.append(plain.memory[k - back].others[o] if back else source.raw())
         score, anomaly = (0.0, 0.0) if state & 16 else (source.number(1e6), source.number(1e6))
-        plain.memory.append(Remembered(event, time, label, label_time, told % 4 - 1, tuple(others), score, anomaly))
+        action = told % 4 - 1
+        plain.memory.append(Remembered(event, time, label, label_time, action, level, tuple(others), score, anomaly))
+
+
+def _read_usual(source: _Bytes, plain: Plain, shape: Shape, unit: int) -> None:
+    for _ in range(shape.usual):
+        weight, mean, variance, unusual = source.varint(), 0.0, 0.0, 0
+        if weight:
+            mean, variance = source.double(), source.double()
+            unusual = (plain.newest or 0) + source.signed() * unit if source.byte() else 0
+        plain.usual.append((weight, mean, variance, unusual))
 
 
 def hash_text(text: str) -> int:
@@ -190,8 +220,9 @@ def hash_text(text: str) -> int:
     return h ^ h >> 33
 
 
-def read_session(data: bytes) -> list[tuple[int, int, int]]:
-    """A session's clicks, oldest first: hash of the event, hash of the item, time in ms."""
-    if data[:1] != b"\x01":
-        raise ValueError(f"a session of version {data[0]}; chaos/plain.py reads version 1")
-    return [struct.unpack_from("<QQq", data, at) for at in range(1, len(data), 24)]
+def read_session(data: bytes) -> tuple[int, list[tuple[int, int, int]]]:
+    """How many clicks a session had, and its last, oldest first: hash of the event, hash of the item, time in ms."""
+    version, count = struct.unpack_from("<BI", data)
+    if version != 2:
+        raise ValueError(f"a session of version {version}; chaos/plain.py reads version 2")
+    return count, [struct.unpack_from("<QQq", data, at) for at in range(5, len(data), 24)]
