@@ -102,7 +102,6 @@ def _send(settings: Settings, transactions: pa.Table, labels: pa.Table, clicks: 
 
 def test_a_refit_takes_files_and_what_the_topics_have_brought_since(tmp_path: Path, broker: RunningBroker) -> None:
     table, clicks = payments(), checkerboard()
-    clicks = clicks.append_column("event_id", pa.array([f"k{n}" for n in range(clicks.num_rows)]))
     older, newer = table.slice(0, 3000), table.slice(3000)
     unjudged = older.set_column(5, "is_fraud", pa.nulls(3000, pa.int8())).set_column(
         6, "label_time", pa.nulls(3000, pa.int64())

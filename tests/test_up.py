@@ -139,7 +139,7 @@ def test_ctrl_c_and_sigterm_stop_everything_in_order(start: Any, how: signal.Sig
     run = start()
     run.until("replaying")
     children = run.children()
-    assert set(children) == {"redis", "broker", "worker", "trainer"}
+    assert set(children) == {"redis", "broker", "worker", "trainer", "archive"}
     time.sleep(2)
     run.process.send_signal(how)
     assert run.end() == 0, run.err
