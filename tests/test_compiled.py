@@ -1,0 +1,40 @@
+"""Compiled code that another version of the sources has made is not used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from features.compiled import forget_stale
+
+
+def _package(folder: Path) -> Path:
+    (folder / "__pycache__").mkdir()
+    (folder / "inlined.py").write_text("ONE = 1\n")
+    (folder / "caller.py").write_text("from inlined import ONE\n")
+    return folder
+
+
+def test_code_goes_when_any_source_changes_and_stays_when_none_does(tmp_path: Path) -> None:
+    package = _package(tmp_path)
+    assert forget_stale(package)
+    compiled = package / "__pycache__" / "caller.py311.1.nbc"
+    compiled.write_bytes(b"code")
+    assert not forget_stale(package) and compiled.exists()
+    (package / "inlined.py").write_text("ONE = 2\n")
+    assert forget_stale(package) and not compiled.exists()
+    assert not forget_stale(package)
+
+
+def test_a_source_that_is_added_or_renamed_counts_too(tmp_path: Path) -> None:
+    package = _package(tmp_path)
+    assert forget_stale(package)
+    (package / "inlined.py").rename(package / "moved.py")
+    assert forget_stale(package)
+
+
+def test_a_package_that_cannot_be_written_is_left_alone(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__pycache__").write_text("a file where a directory should be")
+    assert forget_stale(package)
+    assert (package / "__pycache__").is_file()
