@@ -91,6 +91,25 @@ MUTATIONS = (
              1, "I4: ", (
         ("stream/intake.py", "        order = np.argsort(np.concatenate([2 * seen, 2 * good + 1]), kind=\"stable\")\n",
          "        order = np.argsort(np.concatenate([2 * seen, 2 * good + 1]), kind=\"stable\")[::-1]\n"),)),
+    Mutation("no-compare-and-set", "a worker writes whatever the head in Redis is",
+             6, "I1: ", (
+        ("stream/store.py", "if head == ARGV[1] then\n  redis.call('HSET'", "if true then\n  redis.call('HSET'"),)),
+    Mutation("cache-kept", "rows in the cache outlive a failure and a takeover",
+             10, "I1: ", (
+        ("stream/fraud.py", "            cache.drop(partition)\n", "            _ = cache, partition\n"),)),
+    Mutation("not-adopted", "what was answered before a crash is not answered again, but decided anew in the state",
+             32, "decisions in the memory", (
+        ("stream/fraud.py", "            self._adopt_emitted(work, scored)\n", ""),)),
+    Mutation("positions-early", "output positions pass answers to records that are not applied yet",
+             32, "I3: ", (
+        ("stream/cycle.py", "            if reached(offsets, station.answered.get(part.partition, {})):\n",
+         "            if True:\n"),)),
+    Mutation("no-fence", "a takeover writes no head: the earlier owner can go on until the first cycle is applied",
+             6, "I", (
+        ("stream/cycle.py",
+         "        await store.apply([Write(p, found[p], encode_head(fenced[p]), {}) for p in partitions])\n", ""),
+        ("stream/cycle.py", "station.heads[p] = fenced[p], encode_head(fenced[p])",
+         "station.heads[p] = heads[p], found[p]"),)),
 )  # fmt: skip
 
 

@@ -53,6 +53,7 @@ class Arena:
     proxy: Proxy
     redis_binary: Path
     schema: Schema
+    schema_file: Path
     artifacts: Path
     review_score: float
     _rounds: int = 0
@@ -81,7 +82,8 @@ class ChaosDeployment(Deployment):
         folder.mkdir(parents=True, exist_ok=True)
         module = "chaos.points" if point else "stream.cli"
         environment = self.environment() | {f"HEADRACE_{name}": value for name, value in more.items()}
-        chaos = {"CHAOS_POINT": point, "CHAOS_ONCE": str(self.directory / "once")}
+        once = self.directory / f"once-{point.replace(':', '-')}"  # of the workers with the same points one acts
+        chaos = {"CHAOS_POINT": point, "CHAOS_ONCE": str(once)}
         return Child("worker", [sys.executable, "-m", module, "worker"], folder, environment | chaos)
 
 
@@ -114,7 +116,7 @@ class Round:
             "WORKER_BLOCK_SCORE": "1",
         }
         return ChaosDeployment(broker, self.redis.url, self.arena.schema, self.arena.artifacts, self.directory,
-                               partitions=partitions, extra=extra)  # fmt: skip
+                               partitions=partitions, schema_files=(self.arena.schema_file,), extra=extra)  # fmt: skip
 
     # -- what a fault does with it --------------------------------------------------------------------------------
 

@@ -2,9 +2,9 @@
 
 The variable ``CHAOS_POINT`` is ``STEP:NUMBER:ACT[:SECONDS]``: at the so-many-th passage of the step, do it. Steps are
 below. Acts: ``kill`` and ``stop`` send SIGKILL and SIGSTOP to the process itself, ``sleep`` blocks from then on at
-every passage. Several are separated by commas. Of all workers that have ``kill`` or ``stop`` in their way only the
-first acts: it creates the file ``CHAOS_ONCE``. Nothing of this is in the product: a worker that is not started by this
-module has no such code in its way.
+every passage. Several are separated by commas. Of all workers that share the file ``CHAOS_ONCE`` only the
+first one kills or stops itself: it creates the file. Nothing of this is in the product: a worker that is not started by
+this module has no such code in its way.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Point:
 
 
 def _first_of_all() -> bool:
-    """Whether no other worker of the round was stopped by a fail point: only one of those that have it may be."""
+    """Whether no other worker with the same fail points was stopped by one: only one of them may be."""
     try:
         Path(os.environ["CHAOS_ONCE"]).touch(exist_ok=False)
     except FileExistsError:

@@ -90,10 +90,11 @@ class Source:
     def _judge(self) -> list[Input]:
         random = self._random
         if self._judged and random.random() < _CORRECTED:
-            event, fraud = random.choice(self._judged[-50:])
+            event, fraud = random.choice(self._judged[-random.choice((8, 50)) :])
             fraud = not fraud
         else:
-            event, fraud = random.choice(self._recent), random.random() < 0.3
+            # Of the newest most are still in the memory of their cards, of the others few.
+            event, fraud = random.choice(self._recent[-random.choice((30, 300)) :]), random.random() < 0.3
         self._judged.append((event, fraud))
         label = {"event_id": event["event_id"], "label_time": self.now_ms, "card_id": event["card_id"],
                  "merchant_id": event["merchant_id"], "is_fraud": fraud}  # fmt: skip

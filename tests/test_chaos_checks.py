@@ -12,6 +12,8 @@ import pytest
 
 from chaos import mutations
 from chaos.check import Allowed, Evidence, check
+from chaos.fold import kinds_of
+from chaos.plain import read_plain
 from chaos.registry import faults
 from chaos.traffic import Source
 from stream.settings import TopicSettings
@@ -55,6 +57,16 @@ def test_a_worker_that_nothing_happens_to_passes_and_every_kind_of_answer_is_the
     assert check(found, Allowed()).violations == []
     assert all(len(found.records[role]) > 3 for role in (*OUTPUTS, "labels"))
     assert any(json.loads(r.value)["action"] == "allow" for r in found.records["decisions"])
+
+
+def test_the_plain_reader_finds_newest_labels_levels_and_what_is_usual() -> None:
+    found = evidence()
+    shapes = {kind.name: kind.shape for kind in kinds_of(SCHEMA.transactions)}
+    rows = [read_plain(value, shapes[name.decode().split(":")[0]])
+            for fields in found.fields["fraud"].values() for name, value in fields.items()]  # fmt: skip
+    assert any(fraud and level for row in rows for _, fraud, level in row.latest)
+    assert any(len(row.latest) > 2 for row in rows)
+    assert any(unusual for row in rows for _, _, _, unusual in row.usual)
 
 
 def _lose(role: str) -> Callable[[Evidence], None]:

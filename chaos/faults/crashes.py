@@ -8,6 +8,7 @@ import time
 
 from chaos.play import Round
 from chaos.registry import fault
+from stream.processes import Child
 
 _DEADLINE_S = 3.0
 _GRACE_S = 4.0  # of the process itself: what a stop costs beside the cycles in flight
@@ -58,6 +59,42 @@ def killed_between_apply_and_commit(play: Round) -> None:
     seeks = {(topic, int(partition)): int(offset) for topic, partition, offset in places}
     play.expect(applied.items() <= seeks.items(), f"the next owner reads from {seeks}, Redis had {applied}")
     play.finish()
+
+
+@fault(32)
+def killed_again_while_adopting(play: Round) -> None:
+    """SIGKILL before a large cycle is applied, and again when a part is."""
+    play.begin()
+    play.feed(1500, 150)
+    play.settle()
+    code = play.workers[0].stop()
+    play.expect(code == 0, f"exit code {code} on SIGTERM")
+    play.feed(600, rate=None).join()  # nobody is there: the next worker's first cycle is a large one
+    before, start = _decided_and_applied(play)
+    # The others decide by another threshold: of what was answered the first decisions must hold all the same.
+    other = {"WORKER_REVIEW_SCORE": str(2 * play.arena.review_score)}
+    _killed(play, play.start("acknowledged:1:kill", wait=False))
+    injury = play.injury()
+    answered, _ = _decided_and_applied(play)
+    play.expect(answered >= before + 100, f"{answered - before} decisions in the cycle that was not applied")
+    _killed(play, play.start("applied:2:kill", wait=False, WORKER_CYCLE_EVENTS_MAX="16", **other))
+    _, applied = _decided_and_applied(play)
+    play.expect(start < applied < answered, f"{applied} transactions are applied, not some from {start} to {answered}")
+    play.start(**other)
+    play.recovered(injury)
+    play.finish()
+
+
+def _killed(play: Round, worker: Child) -> None:
+    code = play.wait_for_end(worker, "a worker comes to its fail point")
+    play.expect(code == -signal.SIGKILL, f"the worker ended with {code}, not by SIGKILL: {worker.log_tail(3)}")
+
+
+def _decided_and_applied(play: Round) -> tuple[int, int]:
+    """How many decisions there are, and how many transactions are applied."""
+    topics = play.deployment.topics
+    applied = sum(offset for (topic, _), offset in play.applied().items() if topic == topics.transactions)
+    return len(play.deployment.read(topics.decisions)), applied
 
 
 @fault(4)
