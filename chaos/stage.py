@@ -18,7 +18,7 @@ from tests.world import make_world
 
 SHIPPED = Path(features.__file__).with_name("default.toml")
 # With the models of make_world about half of the traffic reaches it: decisions with and without an alert.
-_REVIEW_SCORE = 0.027
+_REVIEW_SCORE = 0.075
 # Of the shipped schema's 32 remembered transactions so many are kept: a card that remembered what is folded a second
 # time would take it for a repeat, and its state would be right although the worker was wrong.
 _MEMORY = 2
