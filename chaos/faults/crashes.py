@@ -72,15 +72,16 @@ def killed_again_while_adopting(play: Round) -> None:
     play.feed(600, rate=None).join()  # nobody is there: the next worker's first cycle is a large one
     before, start = _decided_and_applied(play)
     # The others decide by another threshold: of what was answered the first decisions must hold all the same.
-    other = {"WORKER_REVIEW_SCORE": str(2 * play.arena.review_score)}
+    other = str(2 * play.arena.review_score)
     _killed(play, play.start("acknowledged:1:kill", wait=False))
     injury = play.injury()
     answered, _ = _decided_and_applied(play)
     play.expect(answered >= before + 100, f"{answered - before} decisions in the cycle that was not applied")
-    _killed(play, play.start("applied:2:kill", wait=False, WORKER_CYCLE_EVENTS_MAX="16", **other))
+    small = play.start("applied:2:kill", wait=False, WORKER_CYCLE_EVENTS_MAX="16", WORKER_REVIEW_SCORE=other)
+    _killed(play, small)
     _, applied = _decided_and_applied(play)
     play.expect(start < applied < answered, f"{applied} transactions are applied, not some from {start} to {answered}")
-    play.start(**other)
+    play.start(WORKER_REVIEW_SCORE=other)
     play.recovered(injury)
     play.finish()
 
