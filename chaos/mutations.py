@@ -104,8 +104,8 @@ MUTATIONS = (
              32, "I3: ", (
         ("stream/cycle.py", "            if reached(offsets, station.answered.get(part.partition, {})):\n",
          "            if True:\n"),)),
-    Mutation("no-fence", "a takeover writes no head: the earlier owner can go on until the first cycle is applied",
-             6, "I", (
+    Mutation("no-fence", "a takeover writes no head, and so not where the outputs ended before the first answer",
+             32, "I3: ", (
         ("stream/cycle.py",
          "        await store.apply([Write(p, found[p], encode_head(fenced[p]), {}) for p in partitions])\n", ""),
         ("stream/cycle.py", "station.heads[p] = fenced[p], encode_head(fenced[p])",
