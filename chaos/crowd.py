@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import time
 from collections.abc import Callable
 from random import Random
@@ -12,7 +11,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 
-from chaos.traffic import START_MS
+from chaos.traffic import START_MS, Sender
 from features.hashing import partitions_of
 from stream.connections import kafka_consumer
 from stream.offsets import offset_range
@@ -43,8 +42,8 @@ async def scan(kafka: KafkaSettings, topic: str, partitions: int, take: Callable
         await consumer.stop()
 
 
-class Soak:
-    """Sends from a thread of its own, an open loop.
+class Soak(Sender):
+    """Sends in an open loop.
 
     ``sent`` counts; ``sample`` are the cards whose state is checked in full, ``spent`` their ledger.
     """
@@ -53,35 +52,9 @@ class Soak:
                  keys: int) -> None:  # fmt: skip
         self._bootstrap, self._topic, self._partitions = bootstrap, topic, partitions
         self._random, self._rate, self._seconds, self._keys = Random(seed), rate, seconds, keys
-        self.sent = 0
         self.sample = {_HOT} | {f"card-{self._random.randrange(keys)}" for _ in range(_SAMPLE)}
         self.spent: dict[str, tuple[int, float]] = {}
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    @property
-    def running(self) -> bool:
-        """Whether there is something left to send."""
-        return self._thread.is_alive()
-
-    def join(self) -> None:
-        """Wait for the end.
-
-        Raises
-        ------
-        RuntimeError
-            If it could not be sent.
-        """
-        self._thread.join()
-        if self._error is not None:
-            raise RuntimeError(f"the input could not be sent: {self._error!r}") from self._error
-
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._send())
-        except BaseException as error:
-            self._error = error
+        super().__init__()
 
     def _draw(self) -> Record:
         """Cards in turn, each as often as the others, and between them the hot one."""

@@ -78,7 +78,7 @@ MUTATIONS = (
         ("stream/tails.py", "            if ends[target] < position:\n", "            if False:\n"),)),
     Mutation("count-unchecked", "a topic with another partition count is accepted",
              27, "a worker that runs ends", (
-        ("stream/worker.py", "    require_topics(await check_topics(settings.kafka, settings.topics))\n",
+        ("stream/topics.py", "    require_topics(await check_topics(settings.kafka, settings.topics))\n",
          "    await check_topics(settings.kafka, settings.topics)\n"),
         ("stream/station.py", "    if newest >= lane.partitions:\n", "    if False:\n"),)),
     Mutation("no-deadline", "nothing ends a worker whose model hangs",

@@ -11,6 +11,7 @@ import asyncio
 import json
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -108,15 +109,19 @@ class Source:
         return Input("clicks", session.encode(), json.dumps(click).encode())
 
 
-class Feeder:
-    """Sends inputs from a thread of its own at a rate, to the broker itself and by no proxy."""
+class Sender(ABC):
+    """Runs :meth:`_send` in a thread of its own; ``sent`` counts what it has sent."""
 
-    def __init__(self, bootstrap: str, topics: Any, inputs: Sequence[Input], rate: float | None) -> None:
-        self._bootstrap, self._topics, self._inputs, self._rate = bootstrap, topics, inputs, rate
-        self._error: BaseException | None = None
+    def __init__(self) -> None:
         self.sent = 0
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether there is something left to send."""
+        return self._thread.is_alive()
 
     def join(self) -> None:
         """Wait until everything is acknowledged.
@@ -130,16 +135,23 @@ class Feeder:
         if self._error is not None:
             raise RuntimeError(f"the input could not be sent: {self._error!r}") from self._error
 
-    @property
-    def running(self) -> bool:
-        """Whether there is something left to send."""
-        return self._thread.is_alive()
-
     def _run(self) -> None:
         try:
             asyncio.run(self._send())
         except BaseException as error:
             self._error = error
+
+    @abstractmethod
+    async def _send(self) -> None:
+        """Send everything and wait for the acknowledgements."""
+
+
+class Feeder(Sender):
+    """Sends inputs at a rate, to the broker itself and by no proxy."""
+
+    def __init__(self, bootstrap: str, topics: Any, inputs: Sequence[Input], rate: float | None) -> None:
+        self._bootstrap, self._topics, self._inputs, self._rate = bootstrap, topics, inputs, rate
+        super().__init__()
 
     async def _send(self) -> None:
         producer = AIOKafkaProducer(bootstrap_servers=self._bootstrap, enable_idempotence=True, acks="all",

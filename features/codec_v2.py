@@ -102,7 +102,9 @@ def labels_of(data: U8, cursor: Ints, ints: Ints, floats: Floats, i: int, f: int
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _memory(data: U8, cursor: Ints, ints: Ints, floats: Floats, i: int, f: int, dims: Ints, unit: int) -> None:
+def memory_of(data: U8, cursor: Ints, ints: Ints, floats: Floats, i: int, f: int, dims: Ints, unit: int,
+              levels: bool) -> None:  # fmt: skip
+    """Read the memory of the key entity; from version 3 on each transaction has its level."""
     memory, others = dims[3], dims[4]
     at = i + ROW_INTS + dims[0] + dims[1]
     size = get_varint(data, cursor)
@@ -127,6 +129,8 @@ def _memory(data: U8, cursor: Ints, ints: Ints, floats: Floats, i: int, f: int, 
             if not state & SAME_DELAY:
                 delay = get_signed(data, cursor) * unit
             ints[start + 3 * memory + k] = time + delay
+        if levels:
+            ints[start + 5 * memory + k] = get_raw(data, cursor, 1)
         for o in range(others):
             column, back = start + (MEMORY_INTS + o) * memory, get_varint(data, cursor)
             if back > k:
@@ -152,4 +156,4 @@ def decode_v2(data: U8, cursor: Ints, ints: Ints, floats: Floats, i: int, f: int
     if flags & LABELS:
         labels_of(data, cursor, ints, floats, i, f, dims, label_hops, unit)
     if flags & MEMORY:
-        _memory(data, cursor, ints, floats, i, f, dims, unit)
+        memory_of(data, cursor, ints, floats, i, f, dims, unit, False)

@@ -31,18 +31,17 @@ from features.schema import Schema
 from stream.archive_care import Caretaker
 from stream.archive_store import ArchiveStore, Kind, Span
 from stream.archive_tables import FAULT, Tables, parquet_bytes
-from stream.connections import kafka_consumer, kafka_errors, kafka_losses
+from stream.connections import BACKOFF_S, kafka_consumer, kafka_errors, kafka_losses, patiently
 from stream.metrics import ArchiveMetrics
 from stream.offsets import offset_range
 from stream.settings import Settings, TopicSettings
-from stream.topics import check_topics, require_topics
+from stream.topics import require_all_topics
 
 log = logging.getLogger("headrace.archive")
 _FETCH_MS = 200
 _FETCH_RECORDS = 5_000
 _RANGE_BYTES_MAX = 64_000_000  # of one partition, from which on it is written whatever the time
 _HELD_BYTES_MAX = 256_000_000  # of all partitions together
-_BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 _LAG_EVERY_S = 1.0
 _WELL_S = 30.0  # what fails after so long is a new trouble, to be told again
 
@@ -163,7 +162,7 @@ class Archiver:
                     log.warning("%s; trying again from the last committed range", error)
                 if self._stop.is_set():
                     return
-                await self._pause(_BACKOFF_S[min(tries, len(_BACKOFF_S) - 1)])
+                await self._pause(BACKOFF_S[min(tries, len(BACKOFF_S) - 1)])
                 tries += 1
 
     async def _pause(self, seconds: float) -> None:
@@ -254,21 +253,6 @@ class Archiver:
                 waiting.clear()
 
 
-async def _topics(settings: Settings) -> None:
-    """Refuse topics that are missing or of the wrong shape; wait for Kafka, and say once that it cannot be reached."""
-    tries = 0
-    while True:
-        try:
-            require_topics(await check_topics(settings.kafka, settings.topics))
-        except ServiceUnavailable as error:
-            if tries == 0:
-                log.warning("%s; waiting for it", error)
-            await asyncio.sleep(_BACKOFF_S[min(tries, len(_BACKOFF_S) - 1)])
-            tries += 1
-            continue
-        return
-
-
 def run(settings: Settings, schema: Schema, *, once: bool) -> None:
     """Archive until SIGTERM or Ctrl-C, or (``once``) what the topics hold now.
 
@@ -289,7 +273,7 @@ def run(settings: Settings, schema: Schema, *, once: bool) -> None:
         if not once:
             port = metrics.serve(settings.worker.metrics_host, settings.archive.metrics_port)
             log.info("metrics on http://%s:%d/metrics", settings.worker.metrics_host, port)
-        await _topics(settings)
+        await patiently(lambda: require_all_topics(settings), log)
         await archiver.run(once=once)
         log.info("stopped")
 

@@ -6,13 +6,14 @@ No state.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -39,9 +40,29 @@ from stream.settings import KafkaSettings, RedisSettings
 from stream.unpacking import bound_unpacking
 
 RedisClient = Redis | RedisCluster
+_T = TypeVar("_T")
 _CLIENT_ID = "headrace"
 _LOSS_QUIET_S = 60.0
+BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # between tries to reach a service
 PRODUCE_BATCH_BYTES = 512 * 1024  # half of a broker's default message.max.bytes, which limits a whole batch
+
+
+async def patiently(attempt: Callable[[], Awaitable[_T]], log: logging.Logger, *, back: str = "",
+                    backoff_s: Sequence[float] = BACKOFF_S) -> _T:  # fmt: skip
+    """Try until the service can be reached; say once that it cannot, and after a wait ``back``, if that is given."""
+    tries = 0
+    while True:
+        try:
+            result = await attempt()
+        except ServiceUnavailable as error:
+            if tries == 0:
+                log.warning("%s; waiting for it", error)
+            await asyncio.sleep(backoff_s[min(tries, len(backoff_s) - 1)])
+            tries += 1
+            continue
+        if tries and back:
+            log.warning(back)
+        return result
 
 
 def kafka_client_args(kafka: KafkaSettings) -> dict[str, Any]:

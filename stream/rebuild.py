@@ -50,7 +50,7 @@ from stream.settings import Settings
 from stream.silent import Silent, Unscored
 from stream.station import Bounds, Station
 from stream.store import HEAD, Head, StateStore, Write, encode_head
-from stream.topics import check_topics, require_topics
+from stream.topics import require_all_topics
 
 _DRAIN_S = 60.0
 Report = Callable[[int, int], None]
@@ -340,7 +340,7 @@ def run(settings: Settings, schema: Schema, *, replace_state: bool, partial: boo
         redis = redis_client(settings.redis)
         try:
             await check_redis(redis, settings.redis)
-            require_topics(await check_topics(settings.kafka, settings.topics))
+            await require_all_topics(settings)
             stores = {name: StateStore(redis, settings.redis, settings.worker.group, name)
                       for name in (FraudLane.name, RecommendLane.name)}  # fmt: skip
             rebuild = Rebuild(settings, schema, stores, archive, models)

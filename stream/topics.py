@@ -88,6 +88,19 @@ def require_topics(statuses: Iterable[TopicStatus]) -> None:
         raise TopicError("\n".join(problems))
 
 
+async def require_all_topics(settings: Settings) -> None:
+    """Refuse topics that are missing or wrong.
+
+    Raises
+    ------
+    TopicError
+        If there are any.
+    ServiceUnavailable
+        If Kafka cannot be reached.
+    """
+    require_topics(await check_topics(settings.kafka, settings.topics))
+
+
 async def make_topics(admin: AIOKafkaAdminClient, wanted: Mapping[str, int], topics: TopicSettings) -> None:
     """Creates topics (name to partitions) with the replication and retention of ``topics``.
 

@@ -20,14 +20,15 @@ from typing import NoReturn
 
 import pyarrow as pa
 
-from features.errors import ArtifactError, HeadraceError, ServiceUnavailable, SettingsError
+from features.errors import ArtifactError, HeadraceError, SettingsError
 from features.schema import Schema
 from stream.archive import archive_store
 from stream.archived import Archive
 from stream.arrivals import Arrivals
+from stream.connections import patiently
 from stream.progress import stage_bars
 from stream.settings import Settings, TrainerSettings
-from stream.topics import check_topics, require_topics
+from stream.topics import require_all_topics
 from trainer.artifacts import current_version, load
 from trainer.fit import FitSettings, Progress, fit
 from trainer.growing import GrowingHistory
@@ -229,7 +230,7 @@ def run_forever(settings: Settings, schema: Schema) -> None:
     _step_back()
 
     async def main() -> None:
-        await _topics(settings)
+        await patiently(lambda: require_all_topics(settings), log, backoff_s=_BACKOFF_S)
         await PeriodicTrainer(settings, schema).run()
 
     asyncio.run(main())
@@ -247,18 +248,3 @@ def _end(number: int, _: object) -> None:
     log.info("stopped")
     logging.shutdown()
     os._exit(0)
-
-
-async def _topics(settings: Settings) -> None:
-    """Wait for Kafka, and say once that it cannot be reached."""
-    tries = 0
-    while True:
-        try:
-            require_topics(await check_topics(settings.kafka, settings.topics))
-        except ServiceUnavailable as error:
-            if tries == 0:
-                log.warning("%s; waiting for it", error)
-            await asyncio.sleep(_BACKOFF_S[min(tries, len(_BACKOFF_S) - 1)])
-            tries += 1
-            continue
-        return

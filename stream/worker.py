@@ -11,10 +11,9 @@ import ctypes
 import gc
 import logging
 import sys
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
-from typing import Any, TypeVar
+from typing import Any
 
 import faust
 import uvloop
@@ -25,7 +24,7 @@ from mode import Service
 from yarl import URL
 
 from features.catalogue import build_catalogue
-from features.errors import ArtifactMissing, HeadraceError, ServiceUnavailable, SettingsError
+from features.errors import ArtifactMissing, HeadraceError, SettingsError
 from features.schema import Schema
 from features.warm import warm
 from stream.connections import (
@@ -34,6 +33,7 @@ from stream.connections import (
     kafka_errors,
     kafka_losses,
     kafka_producer,
+    patiently,
     redis_client,
 )
 from stream.consumer import FetchTransport, HeadraceApp, WorkerContext
@@ -50,14 +50,13 @@ from stream.station import Station
 from stream.store import StateStore
 from stream.sweep import Sweeper
 from stream.tails import TailReader
-from stream.topics import check_topics, require_topics
+from stream.topics import require_all_topics
 from stream.vectors import VectorLog
 
 log = logging.getLogger("headrace.worker")
 FAUST_VERSION = "0.15."
 _SWITCH_S = 0.0003  # fetching, computing and writing are three threads: none shall wait 5 ms for its turn
-_T = TypeVar("_T")
-_BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+_KAFKA_BACK = "Kafka can be reached now"
 _CALM_EVERY_S = 0.5
 _BURST, _CALM = 2500, 500  # records applied in that time
 
@@ -138,38 +137,17 @@ class _Worker(faust.Worker):
         pass
 
 
-async def _patiently(what: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
-    """Try until the service can be reached; say once that it cannot."""
-    tries = 0
-    while True:
-        try:
-            result = await attempt()
-        except ServiceUnavailable as error:
-            if tries == 0:
-                log.warning("%s; waiting for it", error)
-            await asyncio.sleep(_BACKOFF_S[min(tries, len(_BACKOFF_S) - 1)])
-            tries += 1
-            continue
-        if tries:
-            log.warning("%s can be reached now", what)
-        return result
-
-
 async def _connect(settings: Settings, metrics: Metrics, schema: Schema) -> Parts:
     names = build_catalogue(schema.transactions).names
     models = ModelHolder(settings.artifacts, schema.hash, names, metrics, meanwhile=warm)
     redis = redis_client(settings.redis)
-    await _patiently("Redis", lambda: check_redis(redis, settings.redis))
-    await _patiently("Kafka", lambda: _require_topics(settings))
+    await patiently(lambda: check_redis(redis, settings.redis), log, back="Redis can be reached now")
+    await patiently(lambda: require_all_topics(settings), log, back=_KAFKA_BACK)
     publisher = Publisher(lambda: _started_producer(settings.kafka))
-    await _patiently("Kafka", publisher.start)
+    await patiently(publisher.start, log, back=_KAFKA_BACK)
     tails = TailReader(settings.kafka)
-    await _patiently("Kafka", tails.start)
+    await patiently(tails.start, log, back=_KAFKA_BACK)
     return Parts(redis, publisher, tails, models)
-
-
-async def _require_topics(settings: Settings) -> None:
-    require_topics(await check_topics(settings.kafka, settings.topics))
 
 
 async def _started_producer(kafka: KafkaSettings) -> AIOKafkaProducer:

@@ -147,11 +147,7 @@ def test_an_emptied_redis_is_refused_then_rebuilt_bit_for_bit_and_every_decision
         assert again.returncode == 2 and "--replace" in again.stderr
 
         deployment.replay(three[2])
-        worker.start()
-        wait_until(lambda: any(" reading " in line for line in worker.log_tail(3)), "it reads")
-        wait_applied(deployment)
-        worker.stop()
-        assert worker.exit_code() == 0
+        goes_on(deployment, worker)
     finally:
         worker.kill()
         archive.kill()
@@ -172,6 +168,15 @@ def test_an_emptied_redis_is_refused_then_rebuilt_bit_for_bit_and_every_decision
     done = run(deployment, "rebuild", "--replace")
     assert done.returncode == 0, done.stderr
     assert_state_is_that_of(deployment, decisions, records)
+
+
+def goes_on(deployment: Deployment, worker: Any) -> None:
+    """Start a worker on rebuilt state, let it apply everything, and stop it in order."""
+    worker.start()
+    wait_until(lambda: any(" reading " in line for line in worker.log_tail(3)), "it reads")
+    wait_applied(deployment)
+    worker.stop()
+    assert worker.exit_code() == 0
 
 
 def assert_state_is_that_of(deployment: Deployment, decisions: dict[str, dict[str, Any]], records: list[Any]) -> None:
@@ -224,11 +229,7 @@ def test_a_worker_that_is_killed_while_redis_is_emptied_is_rebuilt_without_an_ar
         worker.kill()
         feeder.join()
         wait_until(lambda: run(deployment, "rebuild").returncode == 0, "the group is empty, and it is rebuilt")
-        worker.start()
-        wait_until(lambda: any(" reading " in line for line in worker.log_tail(3)), "it reads")
-        wait_applied(deployment)
-        worker.stop()
-        assert worker.exit_code() == 0
+        goes_on(deployment, worker)
     finally:
         feeder.join()
         worker.kill()
