@@ -99,7 +99,8 @@ MUTATIONS = (
         ("stream/fraud.py", "            cache.drop(partition)\n", "            _ = cache, partition\n"),)),
     Mutation("not-adopted", "what was answered before a crash is not answered again, but decided anew in the state",
              32, "decisions in the memory", (
-        ("stream/fraud.py", "            self._adopt_emitted(work, scored)\n", ""),)),
+        ("stream/fraud.py", "                adopt_emitted(seen, decided, emitted, self.topics[0])\n",
+         "                pass\n"),)),
     Mutation("positions-early", "output positions pass answers to records that are not applied yet",
              32, "I3: ", (
         ("stream/cycle.py", "            if reached(offsets, station.answered.get(part.partition, {})):\n",

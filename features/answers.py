@@ -6,6 +6,9 @@ the same :class:`~features.messages.Decision` that msgspec would write.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import msgspec
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -16,14 +19,15 @@ from features.texts import Texts
 _U8 = NDArray[np.uint8]
 _Ints = NDArray[np.int64]
 
-MICRO = 1_000_000  # scores and anomalies are rounded to 6 decimals
+MICRO = 1_000_000  # scores, anomalies and thresholds are rounded to 6 decimals
+UNKNOWN = -1  # in the place of millionths: null
 _QUOTE, _BACKSLASH, _MINUS, _ZERO, _POINT = 34, 92, 45, 48, 46
 _PIECES, _BOUNDS = pack([
     b'{"decision_id":"', b'","event_id":"', b'","key":"', b'","event_time":', b',"score":', b',"anomaly":',
-    b',"action":"allow","reasons":[],"model_version":"', b'","label_position":', b',"duplicate":true}',
-    b',"duplicate":false}',
+    b',"action":"allow","reasons":[],"model_version":"', b'","label_position":', b',"duplicate":true,"review_score":',
+    b',"duplicate":false,"review_score":', b"null",
 ])  # fmt: skip
-_FIXED_BYTES = len(_PIECES) + 5 * 20  # all pieces and the digits of every number
+_FIXED_BYTES = len(_PIECES) + 6 * 20  # all pieces and the digits of every number
 
 
 @njit(cache=True, nogil=True)
@@ -87,8 +91,8 @@ def _fraction(out: _U8, at: int, micro: int) -> int:
 @njit(cache=True, nogil=True)
 def _allowed(topic: _U8, partition: int, offsets: _Ints, id_data: _U8, id_starts: _Ints, id_ends: _Ints, key_data: _U8,
              key_starts: _Ints, key_ends: _Ints, times: _Ints, scores: _Ints, anomalies: _Ints, version: _U8,
-             positions: _Ints, repeats: NDArray[np.int8], pieces: _U8, bounds: _Ints, out: _U8,
-             ends: _Ints) -> None:  # fmt: skip
+             positions: _Ints, repeats: NDArray[np.int8], reviews: _Ints, tails: _U8, tail_bounds: _Ints,
+             which: _Ints, pieces: _U8, bounds: _Ints, out: _U8, ends: _Ints) -> None:  # fmt: skip
     at = 0
     for i in range(len(offsets)):
         at = _copy(out, at, pieces, bounds[0], bounds[1])
@@ -113,11 +117,21 @@ def _allowed(topic: _U8, partition: int, offsets: _Ints, id_data: _U8, id_starts
         at = digits(out, at, positions[i])
         ending = 8 if repeats[i] else 9
         at = _copy(out, at, pieces, bounds[ending], bounds[ending + 1])
+        known = reviews[i] != UNKNOWN
+        at = _fraction(out, at, reviews[i]) if known else _copy(out, at, pieces, bounds[10], bounds[11])
+        at = _copy(out, at, tails, tail_bounds[which[i]], tail_bounds[which[i] + 1])
         ends[i] = at
 
 
+def trailing(rules: Sequence[str], shadow_rules: Sequence[str], degraded: str | None) -> bytes:
+    """The end of a decision whose reasons are not partial, behind its ``review_score``."""
+    fields = {"rules": rules, "shadow_rules": shadow_rules, "degraded": degraded, "reasons_partial": False}
+    return b"," + msgspec.json.encode(fields)[1:]
+
+
 def allowed(topic: str, partition: int, offsets: _Ints, event_id: Texts, key: Texts, times: _Ints, scores: _Ints,
-            anomalies: _Ints, version: str, positions: _Ints, repeats: NDArray[np.int8]) -> Texts:  # fmt: skip
+            anomalies: _Ints, version: str, positions: _Ints, repeats: NDArray[np.int8], reviews: _Ints,
+            tails: Sequence[bytes], which: _Ints | None = None) -> Texts:  # fmt: skip
     """The JSON of each of n decisions to allow.
 
     Parameters
@@ -132,14 +146,22 @@ def allowed(topic: str, partition: int, offsets: _Ints, event_id: Texts, key: Te
         Label positions seen.
     repeats : int8[n]
         1 for a transaction that was decided before.
+    reviews : int64[n]
+        Review thresholds in millionths, or ``UNKNOWN``.
+    tails, which : sequence of bytes, int64[n]
+        The ends of the messages, see :func:`trailing`, and which one each has; the first for None.
     """
     name, label = (
         np.frombuffer(bytearray(topic.encode()), np.uint8),
         np.frombuffer(bytearray(version.encode()), np.uint8),
     )
     texts = int((event_id.ends - event_id.starts).sum() + (key.ends - key.starts).sum())
-    out = np.empty(2 * texts + len(offsets) * (_FIXED_BYTES + len(name) + 2 * len(label)), np.uint8)
+    data, bounds = pack(tails)
+    fixed = _FIXED_BYTES + len(name) + 2 * len(label) + max(map(len, tails))
+    which = np.zeros(len(offsets), np.int64) if which is None else which
+    out = np.empty(2 * texts + len(offsets) * fixed, np.uint8)
     ends = np.zeros(len(offsets), np.int64)
     _allowed(name, partition, offsets, event_id.data, event_id.starts, event_id.ends, key.data, key.starts, key.ends,
-             times, scores, anomalies, label, positions, repeats, _PIECES, _BOUNDS, out, ends)  # fmt: skip
+             times, scores, anomalies, label, positions, repeats, reviews, data, bounds, which, _PIECES, _BOUNDS, out,
+             ends)  # fmt: skip
     return Texts(out[: int(ends[-1]) if len(ends) else 0], np.concatenate([[0], ends[:-1]])[: len(ends)], ends)

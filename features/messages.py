@@ -70,7 +70,10 @@ class Decision(msgspec.Struct, kw_only=True):
     ``key`` is the id of the key entity, ``score`` the probability of fraud and ``anomaly`` how unusual the vector is,
     both in 0..1. ``label_position`` is the next offset of the label partition of the same number: all labels below it
     were known. ``duplicate`` marks a transaction whose event id was decided before; it repeats that decision.
-    ``values`` are all features by name, of a sample of the decisions (``worker.vector_sample``).
+    ``review_score`` is the review threshold that was in force; None where no score was compared. ``rules`` hit,
+    ``shadow_rules`` hit too and only watch. ``degraded`` says why it was made with less than everything.
+    ``reasons_partial``: there was no time for all reasons. ``values`` are all features by name, of a sample of the
+    decisions (``worker.vector_sample``).
     """
 
     decision_id: str
@@ -84,6 +87,11 @@ class Decision(msgspec.Struct, kw_only=True):
     model_version: str
     label_position: int
     duplicate: bool = False
+    review_score: float | None = None
+    rules: list[str] = []
+    shadow_rules: list[str] = []
+    degraded: str | None = None
+    reasons_partial: bool = False
     values: dict[str, float | None] | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -103,6 +111,11 @@ class Alert(msgspec.Struct, kw_only=True):
     model_version: str
     label_position: int
     duplicate: bool = False
+    review_score: float | None = None
+    rules: list[str] = []
+    shadow_rules: list[str] = []
+    degraded: str | None = None
+    reasons_partial: bool = False
 
 
 class RecommendedItem(msgspec.Struct, kw_only=True):

@@ -73,7 +73,8 @@ def _warm_texts(table: Rows) -> None:
     index.remove(found)
     layout = table.layout
     merge_all(*table.flat, zero.reshape(1, 1), zero + 1, layout.dims)
-    record_batch(Columns(ids, allowed("a", 0, one, ids, ids, one, one, one, "a", one, np.zeros(1, np.int8))), 0, 0, 100)
+    decisions = allowed("a", 0, one, ids, ids, one, one, one, "a", one, np.zeros(1, np.int8), one, [b"}"])
+    record_batch(Columns(ids, decisions), 0, 0, 100)
 
 
 def _warm_models() -> None:

@@ -65,7 +65,7 @@ class Archive:
                 mine = [file for file in files if file.date == date]
                 for start, stop in self.ranges(topic, partition):
                     parts += self._parts(mine, max(first, start), min(end, stop), [OFFSET, *columns])
-            return pa.concat_tables(parts).sort_by(OFFSET) if parts else pa.table({n: [] for n in (OFFSET, *columns)})
+            return _joined(parts).sort_by(OFFSET) if parts else pa.table({n: [] for n in (OFFSET, *columns)})
 
         return self._again(read)
 
@@ -99,20 +99,25 @@ class Archive:
                     parts += self._parts(files, first, end, wanted)
             if not parts:
                 return pa.table({name: pa.array([], pa.null()) for name in wanted if name != FAULT})
-            table = pa.concat_tables(parts)
+            table = _joined(parts)
             table = table.filter(pc.is_null(table[FAULT])).drop_columns([FAULT])
             return table.sort_by([(TIME, "ascending"), (OFFSET, "ascending")])
 
         return self._again(read)
 
     def _parts(self, files: Sequence[ArchiveFile], first: int, end: int, columns: Sequence[str]) -> list[pa.Table]:
-        """The rows of one date, each offset once."""
+        """The rows of one date, each offset once; a column that an older file lacks is null."""
         parts = []
         for file, start, stop in clipped(files, first, end):
             with self._store.open(file.path) as stream:
                 wanted = [(OFFSET, ">=", start), (OFFSET, "<", stop)]
-                parts.append(pq.read_table(stream, columns=list(columns), filters=wanted, use_threads=False,
-                                           partitioning=None))  # fmt: skip
+                held = set(pq.read_schema(stream).names)
+                table = pq.read_table(stream, columns=[name for name in columns if name in held], filters=wanted,
+                                      use_threads=False, partitioning=None)  # fmt: skip
+            for name in columns:
+                if name not in held:
+                    table = table.append_column(name, pa.nulls(table.num_rows))
+            parts.append(table.select(columns))
         return parts
 
     def _again(self, read: Callable[[], _T]) -> _T:
@@ -122,6 +127,10 @@ class Archive:
             except FileNotFoundError:
                 self.refresh()
         raise ArchiveUnavailable(f"files of the archive at {self._store.url} vanish as fast as they are listed")
+
+
+def _joined(parts: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(parts, promote_options="default")
 
 
 def records_of(table: pa.Table) -> list[ArchivedRecord]:

@@ -10,24 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from features import engine
-from features.answers import MICRO, allowed
 from features.catalogue import Catalogue
 from features.engine import Operations
 from features.kernel import LABEL, TRANSACTION
-from features.messages import ACTIONS, Alert, Decision, Reason
-from features.recordbatch import Columns
-from features.scoring import FraudModel
+from features.messages import ACTIONS
 from features.texts import Texts
 from features.watermark import UNMARKED, Watermark
+from stream.deciding import Decided, Policy, Seen, adopt_emitted
 from stream.entities import EntityCache, evict
+from stream.explaining import Explaining
 from stream.intake import Emitted, Intake, Part, Progress
 from stream.lane import (
     Fields,
@@ -46,12 +43,10 @@ from stream.lane import (
 from stream.resp import Wired
 from stream.settings import Settings
 from stream.store import FIELDS_MAX, HEAD, head_watermark
-from stream.vectors import VectorLog, sampled
+from stream.vectors import VectorLog
 
-_Scored = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int8]]
 _FOREIGN_SHARE = 0.25  # shards of other workers that a worker that lags reads anew for each event
 _BESIDE_FROM = 256  # transactions of a cycle from which on a second thread gives more than it costs
-_ROUND = 6  # decimals of scores: what is published is what is remembered
 
 
 class FraudLane:
@@ -69,7 +64,8 @@ class FraudLane:
         self.records_max = FIELDS_MAX // (2 * len(schema.entities)) - 1  # transactions and labels, each its entities
         self.cache_bytes = worker.cache_mb * 1_000_000
         self._topic_names = topics
-        self._worker = worker
+        self._policy = Policy(worker)
+        self._explaining = Explaining(settings, catalogue)
         self._intake = Intake(settings, schema, self.records_max)
         self.caches = tuple(
             EntityCache(layout, partitions=self.partitions, merged=e > 0 and self.partitions > 1,
@@ -196,26 +192,29 @@ class FraudLane:
         with tally.stage("features"):
             folded = engine.fold(self.catalogue, self._tables, operations, marks)
         x = np.ascontiguousarray(folded.x[rows])
+        seen = Seen(work, x)
         with tally.stage("model"):
-            scored = self._score(models.fraud, x)
-            self._adopt_emitted(work, scored)
-            decided = self._remember(operations, folded, rows, scored)
+            decided = self._policy.decide(seen, models.fraud, self._beside if len(x) >= _BESIDE_FROM else None)
+            emitted = [self._intake.partitions[part.partition].emitted for part in work]
+            if any(emitted):
+                adopt_emitted(seen, decided, emitted, self.topics[0])
+            self._remember(operations, folded, rows, decided)
         tally.labels_missed += int(folded.missed.sum())
         tally.duplicates += int(folded.repeat.sum())
         if self._log is not None:
             sources = [self._source(part, record.offset) for part in work for record in part.records]
             self._log.append(sources, np.concatenate([part.positions for part in work]), x)
         with tally.stage("encode"):
-            return self._produced(work, _Decided(x, *decided, folded.repeat[rows]), models, tally)
+            return self._produced(seen, decided, folded.repeat[rows], models, tally)
 
-    def _remember(self, operations: Operations, folded: engine.Folded, rows: NDArray[np.int64], scored: _Scored
-                  ) -> _Scored:  # fmt: skip
+    def _remember(self, operations: Operations, folded: engine.Folded, rows: NDArray[np.int64], decided: Decided
+                  ) -> None:  # fmt: skip
         """Put the decisions into the key entities' memory; a repeat gets the decision of the first."""
         n = len(operations)
         score, anomaly, action = np.zeros(n), np.zeros(n), np.zeros(n, np.int8)
-        score[rows], anomaly[rows], action[rows] = scored
+        score[rows], anomaly[rows], action[rows] = decided.score, decided.anomaly, decided.action
         engine.remember(self.catalogue, self._tables, operations, folded, score, anomaly, action)
-        return score[rows], anomaly[rows], action[rows]
+        decided.score, decided.anomaly, decided.action = score[rows], anomaly[rows], action[rows]
 
     def _operations(self, work: list[Part]) -> tuple[Operations, NDArray[np.int64], NDArray[np.int64]]:
         """The columns of all partitions merged by time, where each one's transactions lie among them, and watermarks.
@@ -256,45 +255,17 @@ class FraudLane:
         operations = Operations(**{name: np.concatenate(columns)[order] for name, columns in parts.items()})
         return operations, rows, np.concatenate([part.marks for part in work])[order]
 
-    def _score(self, model: FraudModel, x: NDArray[np.float64]) -> _Scored:
-        worker = self._worker
-        beside = self._beside if len(x) >= _BESIDE_FROM else None
-        score, anomaly = model.score_many(x, beside) if len(x) else (np.zeros(0), np.zeros(0))
-        score, anomaly = np.round(score, _ROUND), np.round(anomaly, _ROUND)
-        block = model.thresholds.block if worker.block_score is None else worker.block_score
-        review = model.thresholds.review if worker.review_score is None else worker.review_score
-        action = np.where(score >= block, 2, np.where(score >= review, 1, 0)).astype(np.int8)
-        return score, anomaly, action
-
-    def _adopt_emitted(self, work: list[Part], scored: _Scored) -> None:
-        """Put what an earlier owner, or this one before it had to start over, has decided in the place of the new."""
-        score, anomaly, action = scored
-        first = 0
-        for part in work:
-            emitted = self._intake.partitions[part.partition].emitted
-            if emitted:
-                for i, record in enumerate(part.records, first):
-                    decision = emitted.get(self._source(part, record.offset))
-                    if decision is not None:
-                        score[i], anomaly[i], action[i] = (
-                            decision.score,
-                            decision.anomaly,
-                            ACTIONS.index(decision.action),
-                        )
-            first += len(part.records)
-
     def _source(self, part: Part, offset: int) -> str:
         return source_id((self.topics[0], part.partition), offset)
 
-    def _produced(self, work: list[Part], decided: _Decided, models: Any, tally: Tally) -> list[Produced]:
-        produced, first = [], 0
-        encoding = self._encoding(work, beside=len(decided.action) >= _BESIDE_FROM)
-        for part, fields in zip(work, encoding, strict=True):
-            mine = decided.take(slice(first, first + len(part.records)))
-            first += len(part.records)
-            self._answer(part, mine, models)
-            self._count(part, mine, tally)
-            state = self._intake.partitions[part.partition]
+    def _produced(self, seen: Seen, decided: Decided, repeat: NDArray[np.int8], models: Any, tally: Tally
+                  ) -> list[Produced]:  # fmt: skip
+        produced, work = [], list(seen.parts)
+        encoding = self._encoding(work, beside=len(seen) >= _BESIDE_FROM)
+        states = [self._intake.partitions[part.partition] for part in work]
+        self._explaining.answer(seen, decided, repeat, states, models)
+        self._count(work, decided, tally)
+        for part, state, fields in zip(work, states, encoding, strict=True):
             if state.done and reached(part.offsets, state.answered):
                 state.done = set()
                 state.emitted = {}
@@ -322,79 +293,11 @@ class FraudLane:
         self._encodings = []
 
     @staticmethod
-    def _count(part: Part, decided: _Decided, tally: Tally) -> None:
+    def _count(work: list[Part], decided: Decided, tally: Tally) -> None:
         for action, count in zip(ACTIONS, np.bincount(decided.action, minlength=len(ACTIONS)).tolist(), strict=True):
             tally.add(tally.actions, action, count)
-        tally.alerts += int((decided.action > 0).sum())
-        if part.records:
-            times = np.array([record.timestamp for record in part.records], np.int64)
-            tally.timestamps.setdefault("decision", []).append(times)
-
-    def _answer(self, part: Part, decided: _Decided, models: Any) -> None:
-        """All decisions of a part in order, and an alert where one needs a person."""
-        batch, answers, topic = part.batch, part.answers, self._topic_names.decisions
-        if not part.records:
-            return
-        alerts = np.flatnonzero(decided.action > 0)
-        found = models.fraud.reasons_many(decided.x[alerts]) if len(alerts) else []
-        reasons = dict(zip(alerts.tolist(), found, strict=True))
-        if self._intake.partitions[part.partition].done:  # after a takeover some of these answers are out already
-            for i, key in enumerate(batch.entities[0].raws()):
-                source = self._source(part, part.records[i].offset)
-                answers.add(topic, source, (key, self._explain(part, i, decided, reasons.get(i, []), models)))
-            return
-        offsets = np.array([record.offset for record in part.records], np.int64)
-        score, anomaly = (np.rint(column * MICRO).astype(np.int64) for column in (decided.score, decided.anomaly))
-        values = allowed(self.topics[0], part.partition, offsets, batch.event_id, batch.entities[0], batch.time, score,
-                         anomaly, models.version, part.positions, decided.repeat)  # fmt: skip
-        longer = alerts
-        if self._worker.vector_sample > 0.0:
-            longer = np.union1d(alerts, np.flatnonzero(sampled(batch.event_id, self._worker.vector_sample)))
-        explained = [self._explain(part, i, decided, reasons.get(i, []), models) for i in longer.tolist()]
-        answers.messages[topic] = Columns(batch.entities[0], values.replaced(longer, explained))
-
-    def _explain(self, part: Part, i: int, decided: _Decided, reasons: list[Reason], models: Any) -> bytes:
-        """A decision with its reasons; if it needs a person, its alert is among the answers."""
-        topics, batch, action = self._topic_names, part.batch, ACTIONS[decided.action[i]]
-        source = self._source(part, part.records[i].offset)
-        emitted = self._intake.partitions[part.partition].emitted.get(source)
-        facts = {
-            "decision_id": source,
-            "event_id": batch.event_id[i],
-            "key": batch.entities[0][i],
-            "event_time": int(batch.time[i]),
-            "score": float(decided.score[i]),
-            "anomaly": float(decided.anomaly[i]),
-            "action": action,
-            "model_version": models.version if emitted is None else emitted.model_version,
-            "label_position": int(part.positions[i]),
-            "duplicate": bool(decided.repeat[i]),
-        }
-        values = {name: None if value != value else value
-                  for name, value in zip(self.catalogue.names, decided.x[i].tolist(), strict=True)}  # fmt: skip
-        if action != "allow":
-            alert = Alert(
-                **facts,
-                reasons=reasons,
-                entities={cache.layout.entity.name: ids[i]
-                          for cache, ids in zip(self.caches, batch.entities, strict=True)},
-                values=values,
-            )  # fmt: skip
-            part.answers.add(topics.alerts, source, (batch.entities[0].raw(i), msgspec.json.encode(alert)))
-        kept = values if sampled(batch.event_id.take([i]), self._worker.vector_sample)[0] else msgspec.UNSET
-        return msgspec.json.encode(Decision(**facts, reasons=[reason.text for reason in reasons], values=kept))
-
-
-@dataclass(frozen=True, slots=True)
-class _Decided:
-    """Columns of transactions, partition by partition."""
-
-    x: NDArray[np.float64]
-    score: NDArray[np.float64]
-    anomaly: NDArray[np.float64]
-    action: NDArray[np.int8]
-    repeat: NDArray[np.int8]
-
-    def take(self, rows: slice) -> _Decided:
-        """Those of one part."""
-        return _Decided(self.x[rows], self.score[rows], self.anomaly[rows], self.action[rows], self.repeat[rows])
+            tally.alerts += count if action != "allow" else 0
+        for part in work:
+            if part.records:
+                times = np.array([record.timestamp for record in part.records], np.int64)
+                tally.timestamps.setdefault("decision", []).append(times)

@@ -80,6 +80,11 @@ class Emitted(msgspec.Struct, frozen=True):
     action: Action
     model_version: str
     label_position: int
+    review_score: float | None = None
+    rules: list[str] = []
+    shadow_rules: list[str] = []
+    degraded: str | None = None
+    reasons_partial: bool = False
 
 
 @dataclass(slots=True)

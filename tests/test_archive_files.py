@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from features.errors import ArchiveUnavailable, SettingsError
@@ -17,7 +18,7 @@ from features.schema import load_schema
 from stream.archive import RangeWriter
 from stream.archive_care import Caretaker
 from stream.archive_store import ArchiveStore, Span
-from stream.archive_tables import FAULT, Tables
+from stream.archive_tables import FAULT, Tables, parquet_bytes
 from stream.archived import Archive, ArchivedRecord
 from stream.metrics import ArchiveMetrics
 from stream.settings import ArchiveSettings, Settings
@@ -118,7 +119,8 @@ def test_decisions_are_their_columns_and_those_of_a_sample_have_their_vector() -
     values: dict[str, float | None] = {"card_count_1h": 3.0, "card_amount_mean_1h": None}
     facts: dict[str, Any] = {"event_id": "e", "key": "c", "event_time": START_MS, "score": 0.1, "anomaly": 0.2,
                              "action": "review", "reasons": ["because"], "model_version": "000001",
-                             "label_position": 7, "duplicate": False}  # fmt: skip
+                             "label_position": 7, "duplicate": False, "review_score": 0.05, "rules": ["far"],
+                             "shadow_rules": [], "degraded": None, "reasons_partial": True}  # fmt: skip
     decisions = [
         Decision(decision_id="transactions:1:40", **facts, values=values),
         Decision(decision_id="transactions:1:41", **facts),
@@ -133,6 +135,20 @@ def test_decisions_are_their_columns_and_those_of_a_sample_have_their_vector() -
         name: value for name, value in facts.items() if name != "event_time"
     }
     assert [row["record_value"] is None for row in rows] == [True, True, False]
+
+
+def test_a_column_that_an_older_file_lacks_is_null_in_it() -> None:
+    store = ArchiveStore(f"memory://{fresh_name('archive')}")
+    writer = RangeWriter(SETTINGS, SCHEMA, store, ArchiveMetrics())
+    for first in (0, 2):
+        span = Span("transactions", 0, first, first + 2)
+        writer.write("transactions", span, [payment(first, 0), payment(first + 1, 0)])
+    older = store.files("transactions")[0].path
+    with store.open(older) as stream:
+        table = pq.read_table(stream, partitioning=None)
+    store.put(older, parquet_bytes(table.drop_columns(["amount"])))
+    found = Archive(store).table("transactions", "transactions", 0, 0, 4, ["amount"])
+    assert found["amount"].to_pylist() == [None, None, 1.5, 1.5]
 
 
 def test_a_schema_that_reads_other_fields_makes_other_columns_of_the_same_records() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.answers import MICRO, allowed
+from features.answers import MICRO, UNKNOWN, allowed, trailing
 from features.decode import ClickDecoder, LabelDecoder, Limits, TransactionDecoder
 from features.encoding import category_buckets
 from features.messages import Decision
@@ -142,13 +142,19 @@ def test_a_compiled_decision_reads_as_the_one_that_msgspec_writes(data: st.DataO
     )
     repeats = np.array([data.draw(st.integers(0, 1)) for _ in range(n)], np.int8)
     version = data.draw(ids)
+    reviews = np.array([data.draw(st.integers(UNKNOWN, MICRO)) for _ in range(n)], np.int64)
+    ends = [([data.draw(ids)], [], None), ([], [data.draw(ids), "b"], "why"), ([], [], None)]
+    which = np.array([data.draw(st.integers(0, 2)) for _ in range(n)], np.int64)
     found = allowed("transactions", 3, offsets, Texts.of(event_ids), Texts.of(keys), times, numbers[:, 0],
-                    numbers[:, 1], version, positions, repeats)  # fmt: skip
+                    numbers[:, 1], version, positions, repeats, reviews, [trailing(*end) for end in ends],
+                    which)  # fmt: skip
     for i, message in enumerate(found):
         expected = Decision(
             decision_id=f"transactions:3:{offsets[i]}", event_id=event_ids[i], key=keys[i], event_time=int(times[i]),
             score=int(numbers[i, 0]) / MICRO, anomaly=int(numbers[i, 1]) / MICRO, action="allow", reasons=[],
             model_version=version, label_position=int(positions[i]), duplicate=bool(repeats[i]),
+            review_score=None if reviews[i] == UNKNOWN else int(reviews[i]) / MICRO, rules=ends[which[i]][0],
+            shadow_rules=ends[which[i]][1], degraded=ends[which[i]][2],
         )  # fmt: skip
         assert msgspec.json.decode(message, type=Decision) == expected
         assert list(msgspec.json.decode(message)) == list(msgspec.json.decode(msgspec.json.encode(expected)))
