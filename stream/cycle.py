@@ -225,7 +225,7 @@ class Pipeline:
                 return False
             with tally.stage("read"):
                 wanted = zip(self.stations, work, strict=True)
-                found = await asyncio.gather(*(self._read(station, fields) for station, (_, fields) in wanted))
+                found = await asyncio.gather(*(station.read(fields) for station, (_, fields) in wanted))
             produced = await self._apart(compute, threaded=threaded)
         except HeadraceError:
             raise
@@ -285,13 +285,6 @@ class Pipeline:
         except asyncio.CancelledError:
             await asyncio.wait([done])  # nobody may touch the lanes before it is over
             raise
-
-    @staticmethod
-    async def _read(station: Station, wanted: Mapping[int, Sequence[bytes]]) -> dict[int, dict[bytes, bytes | None]]:
-        if not wanted:
-            return {}
-        values = await station.store.read(wanted)
-        return {p: dict(zip(fields, values[p], strict=True)) for p, fields in wanted.items()}
 
     async def held(self) -> dict[str, Held]:
         """What the lanes' caches hold, looked at between two cycles."""

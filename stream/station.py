@@ -5,14 +5,14 @@ In: heads as Redis holds them, the ends of topics. Out: heads to go on from, or 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
 from features.errors import StateMissing, TopicError
 from stream.lane import Lane, Target
-from stream.store import Head, StateStore, decode_head
+from stream.store import HEAD, Head, StateStore, conflict, decode_head, written_since
 from stream.tails import TailReader
 
 
@@ -29,6 +29,24 @@ class Station:
     heads: dict[int, tuple[Head, bytes]]
     answered: dict[int, dict[str, int]] = field(default_factory=dict)
     ends: dict[int, dict[str, int]] = field(default_factory=dict)
+
+    async def read(self, wanted: Mapping[int, Sequence[bytes]]) -> dict[int, dict[bytes, bytes | None]]:
+        """Fields by partition and name, in one round trip.
+
+        Raises
+        ------
+        StateConflict
+            If a partition that this worker holds is not, in the same reply, as its last write or a later one left it.
+            A Redis that came back without the end of its log would otherwise give rows that are older than the answers.
+        """
+        if not wanted:
+            return {}
+        held = {p: self.heads[p][0].writer for p in wanted if p in self.heads}
+        values = await self.store.read({p: [*fields, HEAD] if p in held else fields for p, fields in wanted.items()})
+        for p, writer in held.items():
+            if not written_since(found := values[p].pop(), writer):
+                raise conflict(p, found or b"")
+        return {p: dict(zip(fields, values[p], strict=True)) for p, fields in wanted.items()}
 
 
 @dataclass(frozen=True, slots=True)

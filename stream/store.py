@@ -220,6 +220,23 @@ def encode_head(head: Head) -> bytes:
     return msgspec.json.encode(head)
 
 
+class _Written(msgspec.Struct, frozen=True):
+    """Of a head, who wrote it."""
+
+    writer: str = ""
+
+
+def written_since(value: bytes | None, writer: str) -> bool:
+    """Whether a partition's head is of the write ``writer`` (as in :class:`Head`) or a later one of the same worker."""
+    try:
+        found = msgspec.json.decode(value or b"{}", type=_Written).writer
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    worker, _, number = writer.rpartition(":")
+    other, _, count = found.rpartition(":")
+    return other == worker and int(count or 0) >= int(number or 0)
+
+
 class _Marked(msgspec.Struct, frozen=True):
     """Of a head, its watermark."""
 

@@ -195,6 +195,28 @@ def test_a_worker_that_wakes_up_asks_before_it_answers_again() -> None:
     asyncio.run(run())
 
 
+def test_nothing_is_answered_from_rows_that_redis_came_back_with_older_than_they_were() -> None:
+    async def run() -> None:
+        world = filled()
+        worker = world.worker(cache=1)  # so that the next cycle has to read what was applied
+        await worker.take_over()
+        await worker.settle(10)
+        older = {lane: {p: dict(fields) for p, fields in found.items()} for lane, found in world.hashes.items()}
+        await worker.settle(30)
+        for lane, found in older.items():
+            world.hashes[lane].clear()
+            world.hashes[lane].update(found)
+        answered = {topic: len(world.answers(topic)) for topic in ("decisions", "alerts", "recommendations")}
+        with pytest.raises(StateConflict):
+            await worker.settle(10)
+        assert {topic: len(world.answers(topic)) for topic in answered} == answered
+        await worker.take_over()
+        await worker.finish()
+        assert facts(world) == facts(await uninterrupted(filled()))
+
+    asyncio.run(run())
+
+
 def test_records_fetched_before_a_takeover_are_not_taken_after_it() -> None:
     async def run() -> None:
         world = filled(count=50)
