@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chaos.fold import Folded, Kind, NaiveFold, Taken, fold_clicks, kinds_of, parsed
-from chaos.plain import Plain, read_plain, read_session
+from chaos.plain import Plain, read_clicked, read_plain
 
 _SHOWN = 5  # of one kind of violation so many are told
 _IDS = {"decisions": "decision_id", "alerts": "decision_id", "recommendations": "recommendation_id",
@@ -174,7 +174,7 @@ def _state_is_exact(evidence: Evidence, good: Mapping[str, dict[int, list[Taken]
                         if evidence.spent.get(card) != spent.get(card)])  # fmt: skip
     for partition, fields in evidence.fields["recommend"].items():
         sessions = fold_clicks(good["clicks"].get(partition, []))
-        held = {name.decode(): read_session(value) for name, value in fields.items()}
+        held = {name: read_clicked(name, value) for name, value in ((n.decode(), v) for n, v in fields.items())}
         verdict.fail("I1", [f"{name} is {held.get(name)}, not {sessions.get(name)}"
                             for name in sorted(held.keys() | sessions.keys()) if held.get(name) != sessions.get(name)
                             ])  # fmt: skip

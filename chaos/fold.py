@@ -13,12 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from chaos.plain import TILES_KEPT, Plain, Remembered, Shape, Tile, hash_text
+from chaos.plain import TILES_KEPT, Clicked, Plain, Remembered, Shape, Tile, hash_text
 
 ACTIONS = ("allow", "review", "block")
 _AGGREGATES = {"sum", "mean", "max", "std", "ratio", "zscore"}
 _HOPS = 12
-SESSION_CLICKS = 20
+SESSION_CLICKS, BOUGHT = 20, 100
 _LATEST = 8  # labels kept one by one
 
 
@@ -232,14 +232,21 @@ def _usual(value: float, time: int, weight: int, mean: float, variance: float, u
     return weight, mean + off / weight, (1.0 - 1.0 / weight) * (variance + off * off / weight), unusual
 
 
-def fold_clicks(clicks: Iterable[Taken]) -> dict[str, tuple[int, list[tuple[int, int, int]]]]:
-    """By field name how many clicks a session had, and the last; one that is there already does not count again."""
-    sessions: dict[str, tuple[int, list[tuple[int, int, int]]]] = {}
-    for taken in clicks:
-        message = taken.message
-        name, event = f"session:{message['session_id']}", hash_text(str(message["event_id"]))
-        count, known = sessions.get(name, (0, []))
-        if all(event != other for other, _, _ in known):
-            known = [*known, (event, hash_text(str(message["item_id"])), message["event_time"])]
-            sessions[name] = count + 1, known[-SESSION_CLICKS:]
-    return sessions
+def fold_clicks(clicks: Iterable[Taken]) -> dict[str, Clicked]:
+    """By field name what is known of sessions and users; a click that its session knows does not count again."""
+    found: dict[str, Clicked] = {}
+    for message in (taken.message for taken in clicks):
+        event, item = hash_text(str(message["event_id"])), hash_text(str(message["item_id"]))
+        user, time = message.get("user_id"), message["event_time"]
+        session = found.setdefault(f"session:{message['session_id']}", Clicked())
+        if any(event == other for other, _, _ in session.clicks):
+            continue
+        session.clicks = [*session.clicks, (event, item, time)][-SESSION_CLICKS:]
+        session.count += 1
+        owner, most = session, SESSION_CLICKS
+        if user is not None:
+            owner, most = found.setdefault(f"user:{user}", Clicked()), BOUGHT
+            owner.items, owner.time = [*owner.items, item][-SESSION_CLICKS:], max(owner.time, time)
+        if message.get("action") == "buy":
+            owner.bought = [*(other for other in owner.bought if other != item), item][-most:]
+    return found

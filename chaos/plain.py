@@ -220,9 +220,27 @@ def hash_text(text: str) -> int:
     return h ^ h >> 33
 
 
-def read_session(data: bytes) -> tuple[int, list[tuple[int, int, int]]]:
-    """How many clicks a session had, and its last, oldest first: hash of the event, hash of the item, time in ms."""
-    version, count = struct.unpack_from("<BI", data)
-    if version != 2:
-        raise ValueError(f"a session of version {version}; chaos/plain.py reads version 2")
-    return count, [struct.unpack_from("<QQq", data, at) for at in range(5, len(data), 24)]
+@dataclass(slots=True)
+class Clicked:
+    """A session (how many clicks, the last: hashes of event and item, time) or a user (last items, newest time)."""
+
+    clicks: list[tuple[int, int, int]] = field(default_factory=list)
+    count: int = 0
+    items: list[int] = field(default_factory=list)
+    bought: list[int] = field(default_factory=list)
+    time: int = 0
+
+
+def read_clicked(name: str, data: bytes) -> Clicked:
+    """The state of a session (version 3) or of a user (version 1), as stream/sessions.py describes it."""
+    session = name.startswith("session:")
+    if data[0] != (3 if session else 1):
+        raise ValueError(f"{name} is of version {data[0]}; chaos/plain.py reads sessions of 3 and users of 1")
+    if session:
+        _, count, bought = struct.unpack_from("<BIB", data)
+        end = len(data) - 8 * bought
+        clicks = [struct.unpack_from("<QQq", data, at) for at in range(6, end, 24)]
+        return Clicked(clicks, count, bought=[*struct.unpack_from(f"<{bought}Q", data, end)])
+    _, time, items, bought = struct.unpack_from("<BqBB", data)
+    hashes = struct.unpack_from(f"<{items + bought}Q", data, 11)
+    return Clicked(items=[*hashes[:items]], bought=[*hashes[items:]], time=time)

@@ -103,10 +103,12 @@ class Source:
 
     def _click(self) -> Input:
         random = self._random
-        session = f"s-{random.randrange(self._sessions)}"
-        click = {"event_id": self._id("c"), "event_time": self.now_ms, "session_id": session,
-                 "item_id": f"item-{random.randrange(300)}"}  # fmt: skip
-        return Input("clicks", session.encode(), json.dumps(click).encode())
+        number, item = random.randrange(self._sessions), random.randrange(300)
+        click = {"event_id": self._id("c"), "event_time": self.now_ms, "session_id": f"s-{number}",
+                 "item_id": f"item-{item}", "action": "view" if item % 5 else "buy"}  # fmt: skip
+        if number % 2:  # of half of the sessions the user is known, and each user has several
+            click["user_id"] = f"u-{number % 20}"
+        return Input("clicks", str(click.get("user_id", click["session_id"])).encode(), json.dumps(click).encode())
 
 
 class Sender(ABC):

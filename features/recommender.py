@@ -149,6 +149,12 @@ class Recommender:
         known = {id_: number for number, id_ in enumerate(self._ids)}
         return np.array([known.get(id_, -1) for id_ in ids], np.int64)
 
+    def numbers_of(self, hashes: Hashes) -> Ints:
+        """The number of the item of each hash, int32[n]; -2 where the catalogue does not hold it."""
+        index = self._index
+        at = np.minimum(np.searchsorted(index.hashes, hashes), self.items - 1)
+        return np.where(index.hashes[at] == hashes, index.items[at], np.int32(-2))
+
     def candidates_many(self, hashes: Hashes, counts: Longs) -> Candidates:
         """What the ranker is asked about: arguments and errors as of :meth:`recommend_many`."""
         hashes, counts = _queries(hashes, counts)

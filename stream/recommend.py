@@ -1,20 +1,19 @@
 """The recommendation lane: each click updates its session and is answered with a list of items.
 
 In: fetched clicks by partition, session state, models. Out: recommendations, dead letters, new state and offsets.
-State owned: the cache of sessions. On redelivery: clicks below the applied offset are skipped; a click whose event id
-is in the session's memory is answered again but not counted twice.
+State owned: the cache of sessions and users (:mod:`stream.sessions`). On redelivery: clicks below the applied offset
+are skipped; a click whose event id is in the session's memory is answered again but not counted twice.
 
-A session's state is its last ``SESSION_ITEMS`` clicks: one version byte, 4 bytes count of all its clicks, then per
-click 8 bytes hash of the event id, 8 bytes hash of the item id and 8 bytes event time in ms, oldest first,
-little-endian. Clicks count in the order in which they arrive. A session begins anew when its newest click lies
-``worker.session_days`` before a click, or before the watermark (:mod:`features.watermark`).
+A list is answered from the last items of the session; at its first ``worker.user_history_clicks`` clicks, from those of
+the user over all sessions. Where ``worker.repeat_buying`` is off, what was bought is left out of it.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import merge
+from itertools import islice, takewhile
 from typing import Any
 
 import msgspec
@@ -22,9 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.decode import Bad, ClickBatch, ClickDecoder, Limits
-from features.errors import StateMismatch
 from features.hashing import hash_strings
-from features.messages import Recommendation, RecommendedItem
+from features.messages import CLICK_ACTIONS, Recommendation, RecommendedItem
 from features.texts import Texts
 from features.watermark import UNMARKED, Watermark, advance
 from stream.lane import (
@@ -44,12 +42,22 @@ from stream.lane import (
     refuse,
     source_id,
 )
+from stream.sessions import (
+    CLICK_BYTES,
+    ITEM_BYTES,
+    SESSION_ITEMS,
+    Session,
+    User,
+    decode_session,
+    decode_user,
+    encode_session,
+    encode_user,
+    fold,
+)
 from stream.settings import Settings
 
-SESSION_ITEMS = 20
-SESSION_VERSION = 2  # version 1 had no count
-_HEAD = struct.Struct("<BI")
-_CLICK = struct.Struct("<QQq")
+_BUY = CLICK_ACTIONS.index("buy")
+_SESSION, _USER = b"session:", b"user:"  # of fields in Redis
 
 
 class _AnswerId(msgspec.Struct, frozen=True):
@@ -59,21 +67,13 @@ class _AnswerId(msgspec.Struct, frozen=True):
 
 
 @dataclass(slots=True)
-class Session:
-    """The last clicks of a session (event hash, item hash, time in ms), oldest first, and how many there were."""
-
-    clicks: list[tuple[int, int, int]] = field(default_factory=list)
-    count: int = 0
-    cycle: int = -1
-
-
-@dataclass(slots=True)
 class _Partition:
     offsets: dict[str, int]
     watermark: Watermark = UNMARKED
     done: set[str] = field(default_factory=set)
     answered: dict[str, int] = field(default_factory=dict)
     sessions: dict[str, Session] = field(default_factory=dict)
+    users: dict[str, User] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -86,29 +86,12 @@ class _Part:
     marks: NDArray[np.int64]
     watermark: Watermark
     long_session: list[bool] = field(default_factory=list)
+    bought: list[list[int]] = field(default_factory=list)  # where repeat buying is off, item hashes by click
 
-
-def encode_session(session: Session) -> bytes:
-    """The bytes of a session's state."""
-    count = min(session.count, 2**32 - 1)
-    return _HEAD.pack(SESSION_VERSION, count) + b"".join([_CLICK.pack(*click) for click in session.clicks])
-
-
-def decode_session(value: bytes | None) -> Session:
-    """The inverse of :func:`encode_session`; ``None`` is a new session.
-
-    Raises
-    ------
-    StateMismatch
-        If the bytes are of another version or length.
-    """
-    if value is None:
-        return Session()
-    start = {1: 1, SESSION_VERSION: _HEAD.size}.get(value[0] if value else 0)
-    if start is None or len(value) < start or (len(value) - start) % _CLICK.size:
-        raise StateMismatch(f"a session's state ({len(value)} bytes) does not fit versions 1 to {SESSION_VERSION}")
-    clicks = [(event, item, time) for event, item, time in _CLICK.iter_unpack(value[start:])]
-    return Session(clicks, len(clicks) if start == 1 else _HEAD.unpack_from(value)[1])
+    @property
+    def users(self) -> list[str]:
+        """The user ids of its clicks, each once."""
+        return [id_ for id_ in dict.fromkeys(self.batch.user_id) if id_ is not None]
 
 
 class RecommendLane:
@@ -124,7 +107,7 @@ class RecommendLane:
         self.records_max = 3000
         self._topic_names = topics
         self._worker = worker
-        self._session_ms = int(worker.session_days * 86_400_000)
+        self._session_ms, self._user_ms = int(worker.session_days * 86_400_000), int(worker.user_days * 86_400_000)
         self._decode = ClickDecoder(Limits(worker.message_bytes_max, int(worker.ahead_max_s * 1000))).decode
         self._partitions: dict[int, _Partition] = {}
         self._hits = self._misses = 0
@@ -138,15 +121,17 @@ class RecommendLane:
         self._partitions.pop(partition, None)
 
     def evict(self, settled: int) -> None:
-        """Hold the sessions to the cache's capacity, least recently used first; unapplied ones stay."""
-        surplus = sum(len(p.sessions) for p in self._partitions.values()) - self._worker.cache_sessions
+        """Hold sessions and users to the cache's capacity, least recently used first; unapplied ones stay."""
+        held = sum(len(p.sessions) + len(p.users) for p in self._partitions.values())
+        surplus = held - self._worker.cache_sessions
         for state in self._partitions.values():
             if surplus <= 0:
                 break
-            for id_ in list(state.sessions)[:surplus]:
-                if state.sessions[id_].cycle > settled:
-                    break
-                del state.sessions[id_]
+            caches: tuple[dict[str, Any], dict[str, Any]] = state.sessions, state.users
+            # Each is in the order of its use.
+            used = merge(*([(entry.cycle, n, id_) for id_, entry in caches[n].items()] for n in (0, 1)))
+            for _, n, id_ in islice(takewhile(lambda entry: entry[0] <= settled, used), surplus):
+                del caches[n][id_]
                 surplus -= 1
 
     def adopt(self, partition: int, emitted: Mapping[str, Sequence[bytes]]) -> dict[str, int]:
@@ -176,20 +161,20 @@ class RecommendLane:
         return {}
 
     def held(self) -> dict[str, Held]:
-        """The sessions; ``nbytes`` are those of their clicks."""
-        sessions = [session for state in self._partitions.values() for session in state.sessions.values()]
-        size = sum(len(session.clicks) for session in sessions) * _CLICK.size
-        return {"session": Held(len(sessions), size, self._hits, self._misses)}
-
-    def _is_over(self, clicks: Sequence[tuple[int, int, int]], time: int) -> bool:
-        """Whether a session reads as empty, as of an event time."""
-        earliest = time - self._session_ms
-        return not clicks or (clicks[-1][2] < earliest and max(click[2] for click in clicks) < earliest)
+        """Sessions and users; ``nbytes`` are those of their clicks and items."""
+        partitions = self._partitions.values()
+        sessions = [session for state in partitions for session in state.sessions.values()]
+        users = [user for state in partitions for user in state.users.values()]
+        clicks, items = sum(len(s.clicks) for s in sessions), sum(len(u.items) + len(u.bought) for u in users)
+        return {"session": Held(len(sessions) + len(users), clicks * CLICK_BYTES + items * ITEM_BYTES, self._hits,
+                                self._misses)}  # fmt: skip
 
     def past(self, values: Mapping[bytes, bytes], watermark: int) -> list[bytes]:
         """Those of a partition's fields in Redis that read as empty from a watermark on."""
+        session, user = watermark - self._session_ms, watermark - self._user_ms
         return [name for name, value in values.items()
-                if name.startswith(b"session:") and self._is_over(decode_session(value).clicks, watermark)]  # fmt: skip
+                if (name.startswith(_SESSION) and decode_session(value).is_over(session))
+                or (name.startswith(_USER) and decode_user(value).time < user)]  # fmt: skip
 
     def begin(self, fetched: Mapping[int, Records], lagging: Mapping[int, bool], tally: Tally) -> list[_Part]:
         """Skip what is applied, decode, and check the keys."""
@@ -236,24 +221,27 @@ class RecommendLane:
                           unknown_fields=batch.unknown_fields)  # fmt: skip
 
     def wanted(self, work: list[_Part], cycle: int, now_s: float) -> dict[int, list[bytes]]:
-        """Redis fields of the sessions that are not cached, by partition."""
-        wanted = {part.partition: [b"session:" + id_.encode() for id_ in self._missing(part)] for part in work}
+        """Redis fields of the sessions and users that are not cached, by partition."""
+        wanted = {part.partition: [kind + id_.encode() for kind, id_ in self._missing(part)] for part in work}
         return {partition: fields for partition, fields in wanted.items() if fields}
 
-    def _missing(self, part: _Part) -> list[str]:
-        sessions = self._partitions[part.partition].sessions
-        return [id_ for id_ in dict.fromkeys(part.batch.session_id) if id_ not in sessions]
+    def _missing(self, part: _Part) -> list[tuple[bytes, str]]:
+        state = self._partitions[part.partition]
+        missing = [(_SESSION, id_) for id_ in dict.fromkeys(part.batch.session_id) if id_ not in state.sessions]
+        return missing + [(_USER, id_) for id_ in part.users if id_ not in state.users]
 
     def fill(self, work: list[_Part], values: Mapping[int, Mapping[bytes, bytes | None]], now_s: float) -> None:
         """Take in what was read for :meth:`wanted`."""
         for part in work:
-            sessions = self._partitions[part.partition].sessions
-            missing = self._missing(part)
+            state, missing = self._partitions[part.partition], self._missing(part)
             self._misses += len(missing)
-            self._hits += len(part.records) - len(missing)
-            for id_ in missing:
-                found = values[part.partition][b"session:" + id_.encode()]
-                sessions[id_] = decode_session(found)
+            self._hits += max(len(part.records) - len(missing), 0)
+            for kind, id_ in missing:
+                found = values[part.partition][kind + id_.encode()]
+                if kind is _SESSION:
+                    state.sessions[id_] = decode_session(found)
+                else:
+                    state.users[id_] = decode_user(found)
 
     def compute(self, work: list[_Part], models: Any, cycle: int, tally: Tally) -> list[Produced]:
         """Fold each click into its session and answer it; the click itself counts in its answer."""
@@ -264,29 +252,55 @@ class RecommendLane:
             for part in work:
                 row = self._fold(part, cycle, hashes, counts, row)
         with tally.stage("model"):
-            items, scores = models.recommender.recommend_many(hashes, counts, self._worker.recommendations_k)
+            bought = [own for part in work for own in part.bought]
+            items, scores = self._lists(models.recommender, hashes, counts, bought)
         with tally.stage("encode"):
             return self._produced(work, models, items, scores, tally)
 
     def _fold(self, part: _Part, cycle: int, hashes: NDArray[np.uint64], counts: NDArray[np.int64], row: int) -> int:
-        sessions = self._partitions[part.partition].sessions
+        state, worker = self._partitions[part.partition], self._worker
+        sessions, users = state.sessions, state.users
         events = hash_strings(part.batch.event_id).tolist()
         items = hash_strings(part.batch.item_id).tolist()
-        columns = (events, items, part.batch.time.tolist(), part.marks.tolist())
-        for id_, event, item, time, mark in zip(part.batch.session_id, *columns, strict=True):
+        bought = (part.batch.action == _BUY).tolist()
+        ids = (part.batch.session_id, part.batch.user_id)
+        columns = (events, items, part.batch.time.tolist(), part.marks.tolist(), bought)
+        for id_, user_id, event, item, time, mark, buy in zip(*ids, *columns, strict=True):
             session = sessions[id_] = sessions.pop(id_)
-            session.cycle = cycle
-            if self._is_over(session.clicks, max(time, mark)):
-                session.clicks, session.count = [], 0
-            if all(event != click[0] for click in session.clicks):
-                session.clicks = [*session.clicks[1 - SESSION_ITEMS :], (event, item, time)]
-                session.count += 1
-            part.long_session.append(session.count > self._worker.session_clicks_max)
-            count = len(session.clicks)
-            hashes[row, :count] = [click[1] for click in session.clicks]
+            session.cycle, now = cycle, max(time, mark)
+            if session.is_over(now - self._session_ms):
+                session.clicks, session.count, session.bought = [], 0, []
+            user = None
+            if user_id is not None:
+                user = users[user_id] = users.pop(user_id)
+                user.cycle = cycle
+                if user.time < now - self._user_ms:
+                    user.items, user.bought = [], []
+            fold(session, user, (event, item, time), bought=buy)
+            part.long_session.append(session.count > worker.session_clicks_max)
+            if not worker.repeat_buying:
+                part.bought.append(session.bought if user is None else session.bought + user.bought)
+            if user is not None and session.count <= worker.user_history_clicks:
+                last = user.items
+            else:
+                last = [click[1] for click in session.clicks]
+            count = len(last)
+            hashes[row, :count] = last
             counts[row] = count
             row += 1
         return row
+
+    def _lists(self, model: Any, hashes: NDArray[np.uint64], counts: NDArray[np.int64], bought: Sequence[list[int]]
+               ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:  # fmt: skip
+        """The best items and scores by click, without those that were bought."""
+        k, most = self._worker.recommendations_k, max(map(len, bought), default=0)
+        items, scores = model.recommend_many(hashes, counts, k + most)
+        for row in [row for row, own in enumerate(bought) if own]:
+            own = bought[row]
+            keep = np.flatnonzero(~np.isin(items[row], model.numbers_of(np.array(own, np.uint64))))
+            items[row, : len(keep)], scores[row, : len(keep)] = items[row, keep], scores[row, keep]
+            items[row, len(keep) :], scores[row, len(keep) :] = -1, 0.0
+        return items[:, :k], scores[:, :k]
 
     def _produced(self, work: list[_Part], models: Any, items: NDArray[np.int32], scores: NDArray[np.float32],
                   tally: Tally) -> list[Produced]:  # fmt: skip
@@ -302,8 +316,9 @@ class RecommendLane:
             tally.timestamps.setdefault("recommendation", []).append(times)
             if state.done and reached(part.offsets, state.answered):
                 state.done = set()
-            fields = {b"session:" + id_.encode(): encode_session(state.sessions[id_])
+            fields = {_SESSION + id_.encode(): encode_session(state.sessions[id_])
                       for id_ in dict.fromkeys(batch.session_id)}  # fmt: skip
+            fields |= {_USER + id_.encode(): encode_user(state.users[id_]) for id_ in part.users}
             produced.append(Produced(part.partition, part.offsets, part.answers.messages, fields, part.watermark))
         return produced
 

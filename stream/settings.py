@@ -181,6 +181,9 @@ class WorkerSettings:
     model_poll_s: Seconds = 1.0
     session_days: Annotated[float, Meta(gt=0, le=3650)] = 30.0
     session_clicks_max: Count = 500
+    user_days: Annotated[float, Meta(gt=0, le=3650)] = 365.0
+    user_history_clicks: Annotated[int, Meta(ge=0, le=20)] = 1
+    repeat_buying: bool = True
     sweep_every_s: Seconds = 3600.0
     session_timeout_s: Annotated[float, Meta(ge=1, le=1800)] = 10.0
 

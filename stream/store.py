@@ -5,7 +5,8 @@ Keys (``{}`` is Redis Cluster's hash tag, so a partition's state lies in one slo
     <namespace>:{<group>:<lane>:<partition>}    hash
         @               the head (JSON, :class:`Head`): applied offsets, output positions, schema hash, partition count,
                         writer, watermark
-        <entity>:<id>   state of one entity shard (features/codec.py), ``session:<id>`` for clicks
+        <entity>:<id>   state of one entity shard (features/codec.py), ``session:<id>`` and ``user:<id>`` of
+                        clicks (stream/sessions.py)
     <namespace>:draft:{<group>:<lane>:<partition>}    the same while ``headrace rebuild`` makes it
 
 In: partitions, field names, encoded state. Out: bytes. On redelivery nothing counts twice: :meth:`apply` is a

@@ -67,10 +67,12 @@ class Log:
         self.append("labels", card, {"event_id": id_, "label_time": START_MS + after_ms, "card_id": card,
                                      "merchant_id": merchant, "is_fraud": fraud})  # fmt: skip
 
-    def click(self, id_: str, after_ms: int, session: str, item: str) -> None:
+    def click(self, id_: str, after_ms: int, session: str, item: str, user: str | None = None, action: str = "view"
+              ) -> None:  # fmt: skip
         """Add a click."""
-        self.append("clicks", session, {"event_id": id_, "event_time": START_MS + after_ms, "session_id": session,
-                                        "item_id": item})  # fmt: skip
+        message = {"event_id": id_, "event_time": START_MS + after_ms, "session_id": session, "user_id": user,
+                   "item_id": item, "action": action}  # fmt: skip
+        self.append("clicks", user or session, message)
 
 
 class MemoryStore:

@@ -29,7 +29,9 @@ def filled(partitions: int = 1, count: int = 150, seed: int = 1) -> World:
         if i % 20 == 7:
             for topic in ("transactions", "labels", "clicks"):
                 world.log.append(topic, card, b"{broken")
-        world.log.click(f"k{i}", time, f"session-{rng.randrange(6)}", f"item-{rng.randrange(30)}")
+        session, item = rng.randrange(6), rng.randrange(30)
+        world.log.click(f"k{i - (i % 11 == 7)}", time, f"session-{session}", f"item-{item}",
+                        f"user-{session % 4}" if session % 2 else None, "buy" if item % 4 == 0 else "view")  # fmt: skip
     return world
 
 

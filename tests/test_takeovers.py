@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
+from chaos.fold import Taken, fold_clicks
+from chaos.plain import read_clicked
 from features.errors import ServiceUnavailable, StateConflict
 from stream.settings import TopicSettings
 from tests.fakes import SCHEMA, FakeWorker, World
@@ -82,6 +85,10 @@ def test_whatever_happens_each_record_is_answered_and_the_state_is_what_the_answ
         held = {name: value for name, value in world.hashes["fraud"][partition].items() if name != b"@"}
         assert held.keys() == expected.keys()
         assert held == expected
+        good = [r for r in log["clicks", partition] if f"clicks:{partition}:{r.offset}" in recommended]
+        clicks = [Taken("", r.offset, msgspec.json.decode(r.value or b"")) for r in good]
+        fields = {name.decode(): value for name, value in world.hashes["recommend"][partition].items() if name != b"@"}
+        assert {name: read_clicked(name, value) for name, value in fields.items()} == fold_clicks(clicks)
 
 
 def first_of_each(messages: list[dict[str, Any]], name: str) -> dict[str, Any]:
