@@ -67,7 +67,7 @@ MUTATIONS = (
     )),
     Mutation("state-not-read", "rows that the cache lacks are taken for new",
              1, "I1: ", (
-        ("stream/cycle.py", "return {p: dict(zip(fields, values[p], strict=True)) for p, fields in wanted.items()}",
+        ("stream/station.py", "return {p: dict(zip(fields, values[p], strict=True)) for p, fields in wanted.items()}",
          "return {p: dict.fromkeys(fields) for p, fields in wanted.items() if values}"),)),
     Mutation("tails-not-read", "what was answered and not applied is not looked for",
              2, "I3: ", (
