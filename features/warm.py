@@ -10,6 +10,8 @@ import numpy as np
 
 from features import engine
 from features.answers import allowed
+from features.budget import Budget
+from features.budget_kernel import DAY_MS, OPEN
 from features.candidates import FACTS
 from features.catalogue import build_catalogue
 from features.codec import decode_rows, encode_rows
@@ -57,6 +59,7 @@ def warm() -> None:
     partitions_of([b"a"], 1)
     _warm_texts(tables[0])
     _warm_models()
+    _warm_budget()
 
 
 def _warm_texts(table: Rows) -> None:
@@ -110,3 +113,10 @@ def _warm_recommender() -> None:
 
 if __name__ == "__main__":
     warm()
+
+
+def _warm_budget() -> None:
+    """Two days of the alert budget."""
+    days = np.array([1, 2], np.int64) * DAY_MS
+    card = np.arange(2, dtype=np.int64)
+    _ = Budget(1.0).decide(days, days, card, np.ones(2), card + 1, np.full(2, OPEN, np.int8), 0.5, 0.9)
