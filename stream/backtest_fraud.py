@@ -6,7 +6,10 @@ for, the vectors. Reads files only; needs neither Kafka nor Redis.
 
 from __future__ import annotations
 
+import os
+import resource
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +22,15 @@ from features.catalogue import build_catalogue
 from features.errors import SettingsError, TrainingError
 from features.messages import ACTIONS
 from features.schema import TransactionSchema
+from features.warm import warm
 from stream.progress import stage_bars
 from stream.settings import Settings
 from trainer import backtest, report
 from trainer.backtest import DAY_MS, Protocol
 from trainer.fraud import FraudSettings
-from trainer.history import read_transactions
+from trainer.history import read_labels, read_transactions, reading
 from trainer.vectors import Vectors
+from trainer.verdicts import Verdicts, verdicts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,7 @@ class Options:
     cards_a_day: int = 100
     seeds: int = 1
     threads: int = 2
+    labels: Path | None = None
 
 
 def day_ms(text: str) -> int:
@@ -80,39 +86,84 @@ def run(settings: Settings, schema: TransactionSchema, options: Options) -> dict
     Raises
     ------
     HistoryError, TrainingError
-        If the file or the windows cannot be used.
+        If a file or the windows cannot be used, or what is asked for cannot be written.
     """
+    began_s = time.perf_counter()
+    for file in (options.out, options.features):
+        _writable(file)
+    _writable(options.report / "report.json" if options.report else None)
     protocol = replace(options.protocol, review_score=settings.worker.review_score,
                        block_score=settings.worker.block_score)  # fmt: skip
     table = read_transactions(options.transactions, schema, protocol.delay_days * DAY_MS)
-    backtest.check(table, schema, protocol)
+    labels = None if options.labels is None else read_labels(options.labels, schema)
+    verdicts = verdicts_of(table, schema, labels)
+    backtest.check(table, schema, protocol, verdicts)
+    warm()
     found = []
     with stage_bars() as progress:
-        vectors = backtest.replayed(table, schema, progress)
+        replay_s = time.perf_counter()
+        vectors = backtest.replayed(table, schema, progress, verdicts)
+        replay_s = time.perf_counter() - replay_s
         for seed in range(settings.trainer.seed, settings.trainer.seed + options.seeds):
             fit = FraudSettings(seed=seed, threads=options.threads, rows_max=settings.trainer.rows_max)
-            found.append((seed, backtest.run(table, schema, vectors, protocol, fit, progress)))
+            found.append((seed, backtest.run(table, schema, vectors, protocol, fit, progress, verdicts)))
     first = found[0][1]
-    _parent(options.out)
     pq.write_table(_columns(table, schema, first), options.out)
     if options.features is not None:
-        _parent(options.features)
         pq.write_table(_features(table, schema, vectors), options.features)
     amount = table[schema.numeric[0].name].to_numpy()[first.scores.at] if schema.numeric else None
     features = build_catalogue(schema).features
     facts = report.figures(found, protocol, np.full(len(first.scores.at), np.nan) if amount is None else amount,
                            options.cards_a_day, features)  # fmt: skip
+    facts["input"] = _input(table, labels, verdicts)
+    facts["resources"] = _resources(table.num_rows, len(verdicts.row), replay_s, began_s)
     if options.report is not None:
         report.write(options.report, facts)
     _say(facts, options, len(first.scores.at))
     return facts
 
 
-def _parent(file: Path) -> None:
+def _writable(file: Path | None) -> None:
+    """Find out before minutes of work whether a file can be written; what it holds stays as it is until then."""
+    if file is None:
+        return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        there = file.exists()
+        with file.open("ab"):
+            pass
+        if not there:
+            file.unlink()
     except OSError as error:
-        raise TrainingError(f"{file}: cannot be written: {error}") from None
+        raise TrainingError(f"{file}: cannot be written: {error.strerror or error}") from None
+
+
+def _input(table: pa.Table, labels: pa.Table | None, verdicts: Verdicts) -> dict[str, Any]:
+    """What was read, and which labels say nothing or contradict each other."""
+    return {
+        "transactions": table.num_rows,
+        "dropped": reading(table).dropped,
+        "labels": len(verdicts.row) + verdicts.unknown,
+        "labels_dropped": {} if labels is None else reading(labels).dropped,
+        "labels_of_unknown_transactions": verdicts.unknown,
+        "contradicted_transactions": verdicts.contradicted,
+    }
+
+
+def _resources(transactions: int, labels: int, replay_s: float, began_s: float) -> dict[str, Any]:
+    """How long it took and how much memory the process had at its peak, in MB of 1,000,000 bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {
+        "replayed_transactions": transactions,
+        "replayed_labels": labels,
+        "replay_seconds": round(replay_s, 3),
+        "replay_transactions_per_second": round(transactions / replay_s),
+        "replay_events_per_second": round((transactions + labels) / replay_s),
+        "total_seconds": round(time.perf_counter() - began_s, 1),
+        "peak_memory_mb": round(peak / 1e6),
+        "cores": os.cpu_count() or 1,
+    }
 
 
 def _columns(table: pa.Table, schema: TransactionSchema, walked: backtest.Backtest) -> pa.Table:
@@ -142,5 +193,7 @@ def _say(facts: dict[str, Any], options: Options, tested: int) -> None:
         print(f"{name}: AUC {told[0]}, average precision {told[1]}, card precision@{options.cards_a_day} {told[2]}")
     error = facts["calibration_error"]
     print(f"calibration error {'cannot be told' if error is None else f'{error:.5f}'}")
+    print(report.input_told(facts["input"]))
+    print(report.resources_told(facts["resources"]))
     where = f"; report in {options.report}" if options.report else ""
     print(f"{tested:,} test transactions in {options.out}{where}", file=sys.stderr)

@@ -21,6 +21,8 @@ def fraud(
     out: Annotated[Path, typer.Option(help="Parquet file for the scores")],
     config: Config = None,
     schema: SchemaFiles = None,
+    labels: Annotated[Path | None, typer.Option(help="Labels in a file of their own, besides those of the "
+                                                "transactions; the latest on a transaction wins")] = None,
     folds: Annotated[int, typer.Option(min=1, help="How many times to train and test")] = 4,
     test_days: Annotated[int, typer.Option(min=1, max=366, help="Days that each fold tests")] = 7,
     delay_days: Annotated[int, typer.Option(min=0, max=365, help="Days until a label is known")] = 7,
@@ -45,7 +47,7 @@ def fraud(
         train_days=module.train_days(train_days),
         known_days=known_days,
     )
-    options = module.Options(transactions, protocol, out, report, features, cards_a_day, seeds, threads)
+    options = module.Options(transactions, protocol, out, report, features, cards_a_day, seeds, threads, labels)
     module.run(settings, schema_of(settings).transactions, options)
 
 

@@ -87,6 +87,10 @@ def test_the_command_writes_scores_vectors_and_a_report_without_a_hole(history: 
     assert vectors.num_rows == table.num_rows
     assert vectors.column_names[2:] == build_catalogue(SCHEMA).names
     facts = json.loads((report / "report.json").read_text("utf-8"))
+    took = facts["resources"]
+    assert took["replayed_transactions"] == table.num_rows and took["replay_seconds"] <= took["total_seconds"]
+    assert 50 < took["peak_memory_mb"] < 4000 and took["replay_events_per_second"] > 0
+    assert "events/s" in done.output and "peak memory" in done.output
     assert facts["mean"]["auc"] > 0.6
     assert facts["intervals"]["auc"][0] <= facts["intervals"]["auc"][1]
     assert facts["features"].keys() == set(build_catalogue(SCHEMA).names)
@@ -204,6 +208,51 @@ def test_flags_that_mean_nothing_end_with_a_sentence(
     done = command(history, *flags, "--out", str(tmp_path / "s.parquet"))
     assert done.exit_code == 2
     assert words in done.output
+
+
+def test_labels_beside_the_history_are_counted_where_they_are_unknown_or_contradict(
+    history: Path, table: pa.Table, tmp_path: Path
+) -> None:
+    early = table.slice(0, 50)
+    other = [1 - label for label in early["is_fraud"].fill_null(1).to_pylist()]
+    labels = pa.table({"event_id": [*early["event_id"].to_pylist(), "nowhere"],
+                       "label_time": [*(t + 9 * DAY_MS for t in early["event_time"].to_pylist()), 1_700_000_000_000],
+                       "is_fraud": [*other, 1]})  # fmt: skip
+    pq.write_table(labels, tmp_path / "labels.parquet")
+    done = command(history, "--labels", str(tmp_path / "labels.parquet"), "--test-start",
+                   backtest.date_of(start_of(table, 32)), "--folds", "1", "--test-days", "1", "--train-days", "20",
+                   "--out", str(tmp_path / "s.parquet"), "--report", str(tmp_path / "r"), "--threads", "1")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    facts = json.loads((tmp_path / "r" / "report.json").read_text("utf-8"))["input"]
+    judged = early["is_fraud"].drop_null()
+    assert facts["labels_of_unknown_transactions"] == 1 and facts["contradicted_transactions"] == len(judged) > 0
+    for text in (done.output, (tmp_path / "r" / "report.md").read_text("utf-8")):
+        assert "1 labels judge transactions that the history has not" in text
+        assert f"{len(judged)} transactions have contradicting labels: the latest wins" in text
+
+
+def test_what_cannot_be_written_is_said_before_the_work_and_what_is_there_stays(history: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("kept", encoding="utf-8")
+    for flags in (
+        ["--out", str(blocked / "s.parquet")],
+        ["--out", str(tmp_path)],
+        ["--out", str(tmp_path / "s.parquet"), "--report", str(blocked)],
+        ["--out", str(tmp_path / "s.parquet"), "--features", str(blocked / "f")],
+    ):
+        done = command(tmp_path / "not-even-read.parquet", "--test-start", "2026-01-01", *flags)
+        assert done.exit_code == 2 and "cannot be written" in done.output
+    assert [file.name for file in tmp_path.iterdir()] == ["file"] and blocked.read_text("utf-8") == "kept"
+
+
+def test_columns_that_are_missing_or_cannot_be_read_are_named(table: pa.Table, tmp_path: Path) -> None:
+    flags = ("--test-start", "2026-01-01", "--out", str(tmp_path / "s.parquet"))
+    pq.write_table(table.drop_columns(["amount"]), tmp_path / "lacking.parquet")
+    done = command(tmp_path / "lacking.parquet", *flags)
+    assert done.exit_code == 2 and "no column 'amount'" in done.output
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and nothing more")
+    done = command(tmp_path / "broken.parquet", *flags)
+    assert done.exit_code == 2 and "cannot be read" in done.output
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

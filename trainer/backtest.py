@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from features.catalogue import build_catalogue
@@ -27,6 +26,7 @@ from features.scoring import FraudModel, Thresholds
 from trainer.fraud import FraudSettings, Judged, fit_fraud, gains
 from trainer.isolation import fit_isolation
 from trainer.vectors import Vectors, entity_ids, history_vectors
+from trainer.verdicts import Verdicts, verdicts_of
 
 DAY_MS = 86_400_000
 SCORE_DECIMALS = 6  # as a worker publishes and remembers
@@ -96,12 +96,14 @@ class Backtest:
     scores: Scores
 
 
-def replayed(table: pa.Table, schema: TransactionSchema, progress: Progress) -> Vectors:
+def replayed(table: pa.Table, schema: TransactionSchema, progress: Progress, verdicts: Verdicts | None = None
+             ) -> Vectors:  # fmt: skip
     """The vectors of all of history, as the stream would have seen them."""
-    return history_vectors(table, schema, progress=lambda done, total: progress("replay", done, total))
+    return history_vectors(table, schema, verdicts=verdicts,
+                           progress=lambda done, total: progress("replay", done, total))  # fmt: skip
 
 
-def check(table: pa.Table, schema: TransactionSchema, protocol: Protocol) -> None:
+def check(table: pa.Table, schema: TransactionSchema, protocol: Protocol, verdicts: Verdicts | None = None) -> None:
     """Refuse what cannot be walked.
 
     Raises
@@ -111,14 +113,15 @@ def check(table: pa.Table, schema: TransactionSchema, protocol: Protocol) -> Non
     """
     times, day = table[schema.time].to_numpy(), date_of
     first, last = int(times[0]), int(times[-1])
-    label = table[schema.label]
-    judged = table.num_rows - label.null_count
+    label, _ = (verdicts or verdicts_of(table, schema)).as_of()
+    judged = int(np.count_nonzero(label >= 0))
     if judged == 0:
         raise TrainingError(
             f"none of the {table.num_rows:,} transactions has a label (column {schema.column(schema.label)!r}); a "
-            "backtest needs verdicts to learn from and to be measured by. Map the column under [transactions.columns]."
+            "backtest needs verdicts to learn from and to be measured by. Map the column under [transactions.columns], "
+            "or give --labels FILE."
         )
-    frauds = int(pc.sum(label).as_py())
+    frauds = int(np.count_nonzero(label == 1))
     if frauds in (0, judged):
         raise TrainingError(f"all {judged:,} labels say {'fraud' if frauds else 'good'}; a backtest needs both kinds")
     mature = protocol.start_ms - protocol.delay_days * DAY_MS
@@ -137,15 +140,16 @@ def check(table: pa.Table, schema: TransactionSchema, protocol: Protocol) -> Non
 
 
 def run(table: pa.Table, schema: TransactionSchema, vectors: Vectors, protocol: Protocol, settings: FraudSettings,
-        progress: Progress) -> Backtest:  # fmt: skip
-    """Walk the folds.
+        progress: Progress, verdicts: Verdicts | None = None) -> Backtest:  # fmt: skip
+    """Walk the folds; ``verdicts`` are those of the table when None.
 
     Raises
     ------
     TrainingError
         If the windows do not fit the history, or a fold has too few frauds to train on.
     """
-    check(table, schema, protocol)
+    verdicts = verdicts or verdicts_of(table, schema)
+    check(table, schema, protocol, verdicts)
     times = table[schema.time].to_numpy()
     folds, parts, first = [], [], 0
     for number in range(protocol.folds):
@@ -156,14 +160,14 @@ def run(table: pa.Table, schema: TransactionSchema, vectors: Vectors, protocol: 
             raise TrainingError(
                 f"no transaction lies in the test days from {date_of(start)}; choose another --test-start"
             )
-        fold = _fitted(table, schema, vectors, protocol, replace(settings), number, start, progress)
+        fold = _fitted(table, schema, vectors, protocol, settings, number, start, progress, verdicts)
         fold = replace(fold, rows=slice(first, first + len(rows)))
         first += len(rows)
         parts.append(_scored(fold.model, vectors.x[rows], protocol))
         folds.append(fold)
         progress("folds", number + 1, protocol.folds)
     at = np.concatenate([np.searchsorted(times, f.start_ms) + np.arange(f.rows.stop - f.rows.start) for f in folds])
-    label = pc.fill_null(table[schema.label], -1).to_numpy().astype(np.int8)
+    label, _ = verdicts.as_of()
     card = entity_ids(table, schema.key).indices.to_numpy(zero_copy_only=False).astype(np.int64)
     known = _known(times, card, label == 1, at, folds, protocol)
     score, anomaly, action = (np.concatenate([part[i] for part in parts]) for i in range(3))
@@ -174,16 +178,15 @@ def run(table: pa.Table, schema: TransactionSchema, vectors: Vectors, protocol: 
 
 
 def _fitted(table: pa.Table, schema: TransactionSchema, vectors: Vectors, protocol: Protocol, settings: FraudSettings,
-            number: int, start: int, progress: Progress) -> Fold:  # fmt: skip
+            number: int, start: int, progress: Progress, verdicts: Verdicts) -> Fold:  # fmt: skip
     """The models that were known at the start of a fold."""
     times = table[schema.time].to_numpy()
     mature = start - protocol.delay_days * DAY_MS
     begin = int(times[0]) if protocol.train_days is None else mature - protocol.train_days * DAY_MS
     low, high = np.searchsorted(times, [begin, mature])
     rows = np.arange(low, high)[vectors.repeat[low:high] == 0]
-    label = pc.fill_null(table[schema.label].slice(low, high - low), -1).to_numpy()[rows - low]
-    known_ms = pc.fill_null(table[schema.label_time].slice(low, high - low), start).to_numpy()[rows - low]
-    sure = (label >= 0) & (known_ms < start)
+    label, known_ms = (column[rows] for column in verdicts.as_of(start))
+    sure = label >= 0
     features = build_catalogue(schema).features
     judged = Judged(vectors.x, label[sure] == 1, times[rows[sure]], known_ms[sure], rows[sure])
     try:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
@@ -28,6 +27,7 @@ from trainer.fraud import FraudSettings, Judged, fit_fraud
 from trainer.isolation import fit_isolation
 from trainer.recommender import RecommenderSettings, fit_recommender, golden_sessions
 from trainer.vectors import Vectors, history_vectors
+from trainer.verdicts import verdicts_of
 
 DAY_MS = 86_400_000
 STAGES = ("features", "fraud", "isolation", "recommender", "publish")
@@ -172,9 +172,8 @@ def _judged(
     table: pa.Table, schema: TransactionSchema, x: NDArray[np.float64], rows: NDArray[np.int64], as_of_ms: int
 ) -> Judged:
     """Those of the rows whose label was in at the moment of training."""
-    label = pc.fill_null(table[schema.label], -1).to_numpy()
-    known_ms = pc.fill_null(table[schema.label_time], as_of_ms + 1).to_numpy()
-    rows = rows[(label[rows] >= 0) & (known_ms[rows] <= as_of_ms)]
+    label, known_ms = verdicts_of(table, schema).as_of(as_of_ms + 1)
+    rows = rows[label[rows] >= 0]
     return Judged(x, label[rows] == 1, table[schema.time].to_numpy()[rows], known_ms[rows], rows)
 
 

@@ -143,6 +143,26 @@ def read_transactions(path: Path, schema: TransactionSchema, label_delay_ms: int
     return _read(path, _Layout("transactions", schema, required, optional), canonical, schema.time)
 
 
+def read_labels(path: Path, schema: TransactionSchema) -> pa.Table:
+    """Verdicts that lie in a file of their own: event id, label time and label of the schema, in order of time.
+
+    Raises
+    ------
+    HistoryError
+        As :func:`read_transactions`; also where a verdict has no time.
+    """
+    needed = (schema.id, schema.label_time, schema.label)
+
+    def canonical(batch: _Batch) -> pa.Table:
+        time = batch.parse(schema.label_time, lambda column: columns.times(column, schema.time_unit))
+        label = batch.parse(schema.label, columns.labels)
+        batch.dropped["no_verdict"] += int(np.count_nonzero(batch.keep & np.asarray(pc.is_null(label))))
+        batch.keep &= ~np.asarray(pc.is_null(label))
+        return pa.table({schema.id: batch.ids(schema.id), schema.label_time: time, schema.label: label})
+
+    return _read(path, _Layout("transactions", schema, needed, ()), canonical, schema.label_time)
+
+
 def _transactions(batch: _Batch, schema: TransactionSchema, label_delay_ms: int) -> pa.Table:
     result = {schema.id: batch.ids(schema.id)}
     result[schema.time] = batch.parse(schema.time, lambda column: columns.times(column, schema.time_unit))

@@ -45,12 +45,12 @@ def _fold_figures(backtest: Backtest, protocol: Protocol, k: int, score: NDArray
         part = Scored(score[rows], s.fraud[rows] == 1, s.day[rows], s.card[rows], np.zeros(len(rows)))
         auc, precision = metrics.ranking(part)
         days = np.arange(protocol.test_days) + fold.number * protocol.test_days
-        shares = metrics.card_precision(part, days, k)
+        shares = metrics.card_precision(part, days, k) if len(rows) else []
         found.append({
             "fold": fold.number + 1, "from": date_of(fold.start_ms), "trained_from": date_of(fold.trained_from_ms),
             "trained": fold.trained, "training_frauds": fold.frauds, "transactions": len(rows),
             "frauds": int(part.fraud.sum()), "auc": auc, "average_precision": precision,
-            "card_precision": sum(shares) / len(shares), "card_precision_by_day": shares,
+            "card_precision": _mean(shares), "card_precision_by_day": shares,
         })  # fmt: skip
     return found
 
@@ -119,6 +119,29 @@ def told(value: float | None) -> str:
     return _NOT_TOLD if value is None else f"{value:.3f}"
 
 
+def input_told(facts: dict[str, Any]) -> str:
+    """What was read, in one sentence or two."""
+    text = f"{facts['transactions']:,} transactions with {facts['labels']:,} labels"
+    dropped = facts["dropped"] | {f"label {reason}": count for reason, count in facts["labels_dropped"].items()}
+    if dropped:
+        text += f"; left out: {', '.join(f'{reason} {count:,}' for reason, count in sorted(dropped.items()))}"
+    text += "."
+    if facts["labels_of_unknown_transactions"]:
+        text += f" {facts['labels_of_unknown_transactions']:,} labels judge transactions that the history has not."
+    if facts["contradicted_transactions"]:
+        text += f" {facts['contradicted_transactions']:,} transactions have contradicting labels: the latest wins."
+    return text
+
+
+def resources_told(facts: dict[str, Any]) -> str:
+    """Speed and memory, in one sentence."""
+    return (
+        f"{facts['replayed_transactions']:,} transactions and {facts['replayed_labels']:,} labels replayed in "
+        f"{facts['replay_seconds']:.1f} s, {facts['replay_events_per_second']:,} events/s; "
+        f"{facts['total_seconds']:.0f} s in all, peak memory {facts['peak_memory_mb']:,} MB."
+    )
+
+
 def _between(interval: tuple[float, float] | None) -> str:
     return _NOT_TOLD if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
@@ -149,6 +172,7 @@ def markdown(facts: dict[str, Any]) -> str:
     )
     lines = [
         "# Backtest", "",
+        *([input_told(facts["input"]), ""] if "input" in facts else []),
         intro, "",
         *_table(["", *heads], [
             ["mean of folds and seeds", *(told(facts["mean"][name]) for name in names)],
@@ -177,6 +201,7 @@ def markdown(facts: dict[str, Any]) -> str:
         ]),
         "## All features", "",
         *_table(["feature", "definition"], [[f"`{name}`", what] for name, what in facts["features"].items()]),
+        *(["## What it took", "", resources_told(facts["resources"]), ""] if "resources" in facts else []),
     ]  # fmt: skip
     return "\n".join(lines)
 

@@ -24,6 +24,7 @@ from features.engine import Operations, Rows
 from features.hashing import hash_buffer, hash_strings
 from features.kernel import LABEL, TRANSACTION
 from features.schema import ID_SEPARATOR, Entity, TransactionSchema
+from trainer.verdicts import Verdicts
 
 BATCH = 65_536
 
@@ -63,8 +64,12 @@ def _entity_codes(table: pa.Table, entity: Entity) -> tuple[NDArray[np.int64], N
     return codes, hash_strings(encoded.dictionary.to_pylist()).view(np.int64)[codes]
 
 
-def transaction_operations(table: pa.Table, schema: TransactionSchema) -> tuple[Operations, Operations]:
-    """The transactions as operations in row order, and the labels among them in order of arrival."""
+def transaction_operations(table: pa.Table, schema: TransactionSchema, verdicts: Verdicts | None = None
+                           ) -> tuple[Operations, Operations]:  # fmt: skip
+    """The transactions as operations in row order, and their labels in order of arrival.
+
+    The labels are the table's own, or ``verdicts``, which has those that lie elsewhere too.
+    """
     n = table.num_rows
     values = np.empty((n, len(schema.numeric)))
     for f, numeric in enumerate(schema.numeric):
@@ -89,14 +94,17 @@ def transaction_operations(table: pa.Table, schema: TransactionSchema) -> tuple[
         slots=slots,
         views=slots,
     )
-    judged = pc.and_(pc.is_valid(table[schema.label]), pc.is_valid(table[schema.label_time]))
-    rows = np.flatnonzero(judged.to_numpy())
-    arrival = pc.fill_null(table[schema.label_time], 0).to_numpy().astype(np.int64)[rows]
-    rows = rows[np.argsort(arrival, kind="stable")]
+    if verdicts is not None:
+        rows, arrival, fraud = verdicts.row, verdicts.time_ms, verdicts.fraud
+    else:
+        judged = pc.and_(pc.is_valid(table[schema.label]), pc.is_valid(table[schema.label_time]))
+        rows = np.flatnonzero(judged.to_numpy())
+        arrival = pc.fill_null(table[schema.label_time], 0).to_numpy().astype(np.int64)[rows]
+        order = np.argsort(arrival, kind="stable")
+        rows, arrival = rows[order], arrival[order]
+        fraud = pc.fill_null(table[schema.label], 0).to_numpy().astype(np.int8)[rows]
     labels = take(transactions, rows)
-    labels.kind = np.full(len(rows), LABEL, np.int8)
-    labels.time = np.sort(arrival, kind="stable")
-    labels.fraud = pc.fill_null(table[schema.label], 0).to_numpy().astype(np.int8)[rows]
+    labels.kind, labels.time, labels.fraud = np.full(len(rows), LABEL, np.int8), arrival, fraud
     return transactions, labels
 
 
@@ -152,7 +160,7 @@ def fold_all(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operati
     return Vectors(x, catalogue.names, repeats[wanted])
 
 
-def history_vectors(table: pa.Table, schema: TransactionSchema, *,
+def history_vectors(table: pa.Table, schema: TransactionSchema, *, verdicts: Verdicts | None = None,
                     progress: Callable[[int, int], None] | None = None) -> Vectors:  # fmt: skip
     """The feature vector of every row of a canonical transactions table.
 
@@ -160,11 +168,13 @@ def history_vectors(table: pa.Table, schema: TransactionSchema, *,
     ----------
     table : pyarrow.Table
         Sorted by time.
+    verdicts : Verdicts, optional
+        The labels to fold; the table's own when None.
     progress : callable, optional
         Called with (operations done, operations in all).
     """
     catalogue = build_catalogue(schema)
-    transactions, labels = transaction_operations(table, schema)
+    transactions, labels = transaction_operations(table, schema, verdicts)
     rows = transactions.slots.max(axis=0) + 1 if len(transactions) else [0] * len(catalogue.layouts)
     tables = tuple(Rows(layout, int(n)) for layout, n in zip(catalogue.layouts, rows, strict=True))
     return fold_all(catalogue, tables, interleave(transactions, labels), progress)
