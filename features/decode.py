@@ -21,16 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.checks import Refused, check_names, clean_id, clean_numbers, parse_time_ms, reason_of
-from features.encoding import category_buckets, span_buckets
+from features.encoding import MISSING_TEXT, category_hashes, hash_buckets, span_hashes
 from features.errors import BadEvent
-from features.messages import (
-    CLICK_ACTIONS,
-    Click,
-    DeadLetterReason,
-    StrictClick,
-    label_type,
-    transaction_type,
-)
+from features.messages import CLICK_ACTIONS, Click, DeadLetterReason, StrictClick, label_type, transaction_type
 from features.scan import (
     ID,
     NUMBER,
@@ -67,24 +60,29 @@ class Bad:
 class TransactionBatch:
     """The good transactions or labels of a fetch. ``rows`` are their indices in it; all columns are aligned with it.
 
-    ``time`` int64 epoch ms (of a label: when it became known), ``values`` float64[n, numeric], ``categories``
-    float64[n, categorical] buckets, ``entities`` n ids for each entity, ``fraud`` int8 (labels only).
+    ``time`` int64 epoch ms (of a label: when it became known), ``values`` float64[n, numeric], ``category_hash``
+    int64[n, categorical], ``entities`` n ids for each entity, ``fraud`` int8 (labels only).
     """
 
     rows: list[int]
     event_id: Texts
     time: NDArray[np.int64]
     values: NDArray[np.float64]
-    categories: NDArray[np.float64]
+    category_hash: NDArray[np.int64]
     entities: list[Texts]
     fraud: NDArray[np.int8]
     bad: list[Bad] = field(default_factory=list)
     unknown_fields: int = 0
 
+    @property
+    def categories(self) -> NDArray[np.float64]:
+        """Bucket of each category, float64[n, categorical]."""
+        return hash_buckets(self.category_hash)
+
     def keep(self, at: NDArray[np.integer] | Sequence[int]) -> TransactionBatch:
         """The good ones at these places; the bad ones stay."""
         return TransactionBatch(
-            [self.rows[i] for i in at], self.event_id.take(at), self.time[at], self.values[at], self.categories[at],
+            [self.rows[i] for i in at], self.event_id.take(at), self.time[at], self.values[at], self.category_hash[at],
             [ids.take(at) for ids in self.entities], self.fraud[at], self.bad, self.unknown_fields,
         )  # fmt: skip
 
@@ -103,7 +101,7 @@ class TransactionBatch:
             rows = [row - record for row in self.rows[at]] if record else self.rows[at]
             bad = [Bad(b.index - record, b.code, b.sentence) for b in self.bad if 0 <= b.index - record < size]
             batches.append(TransactionBatch(
-                rows, self.event_id.part(at), self.time[at], self.values[at], self.categories[at],
+                rows, self.event_id.part(at), self.time[at], self.values[at], self.category_hash[at],
                 [ids.part(at) for ids in self.entities], self.fraud[at], bad, 0 if batches else self.unknown_fields,
             ))  # fmt: skip
             begin, record = end, record + size
@@ -258,7 +256,7 @@ class _EventDecoder(_Decoder):
             event_id=spans(schema.id).replaced(at, [id_.encode() for id_ in event_id]),
             time=times,
             values=np.full((len(rows), len(schema.numeric)), np.nan),
-            categories=np.full((len(rows), len(schema.categorical)), np.nan),
+            category_hash=np.full((len(rows), len(schema.categorical)), MISSING_TEXT),
             entities=ids,
             fraud=np.zeros(len(rows), np.int8),
             bad=bad,
@@ -319,8 +317,8 @@ class TransactionDecoder(_EventDecoder):
             batch.values[at, f] = [row[f] for row in numbers]
         for c, name in enumerate(self.schema.categorical):
             starts, ends = found.starts[place[name]][rows], found.ends[place[name]][rows]
-            batch.categories[:, c] = span_buckets(found.data, starts, ends)
-            batch.categories[at, c] = category_buckets([row[c] for row in categories])
+            batch.category_hash[:, c] = span_hashes(found.data, starts, ends)
+            batch.category_hash[at, c] = category_hashes([row[c] for row in categories])
 
 
 class LabelDecoder(_EventDecoder):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from features.hashing import hash_spans, hash_strings
 
 CATEGORY_BUCKETS = 256
+MISSING_TEXT = np.int64(-(1 << 63))  # the hash of a text that is not there
 
 
 def category_buckets(values: Sequence[str | None]) -> NDArray[np.float64]:
@@ -22,8 +23,20 @@ def category_buckets(values: Sequence[str | None]) -> NDArray[np.float64]:
     return np.array([buckets[value] for value in values], np.float64)
 
 
-def span_buckets(data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.float64]:
-    """:func:`category_buckets` of ``data[starts[i]:ends[i]]``; NaN where ``starts[i]`` is negative."""
+def category_hashes(values: Sequence[str | None]) -> NDArray[np.int64]:
+    """64-bit hash of each category, :data:`MISSING_TEXT` where the value is missing; int64[n]."""
+    hashes = hash_strings([value or "" for value in values]).view(np.int64)
+    return np.where(np.array([value is None for value in values], np.bool_), MISSING_TEXT, hashes)
+
+
+def span_hashes(data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """:func:`category_hashes` of ``data[starts[i]:ends[i]]``; missing where ``starts[i]`` is negative."""
     missing = starts < 0
     hashes = hash_spans(data, np.where(missing, 0, starts), np.where(missing, 0, ends))
-    return np.where(missing, np.nan, (hashes % np.uint64(CATEGORY_BUCKETS)).astype(np.float64))
+    return np.where(missing, MISSING_TEXT, hashes.view(np.int64))
+
+
+def hash_buckets(hashes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """:func:`category_buckets` of what :func:`category_hashes` gave; float64[n]."""
+    buckets = (hashes.view(np.uint64) % np.uint64(CATEGORY_BUCKETS)).astype(np.float64)
+    return np.where(hashes == MISSING_TEXT, np.nan, buckets)

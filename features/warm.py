@@ -13,7 +13,7 @@ from features.answers import allowed
 from features.budget import Budget
 from features.budget_kernel import DAY_MS, OPEN
 from features.candidates import FACTS
-from features.catalogue import build_catalogue
+from features.catalogue import Catalogue, build_catalogue
 from features.codec import decode_rows, encode_rows
 from features.decode import ClickDecoder, Limits, TransactionDecoder
 from features.engine import Operations, Rows
@@ -24,6 +24,8 @@ from features.model_text import Model, Tree
 from features.recommender import Recommender
 from features.recordbatch import Columns, record_batch
 from features.rowindex import RowIndex, merge_all
+from features.rule_machine import Columns as RuleColumns
+from features.rules import Rules
 from features.schema import load_schema
 from features.shap import Explainer
 from features.sources import REACH, VARIANTS
@@ -60,6 +62,7 @@ def warm() -> None:
     _warm_texts(tables[0])
     _warm_models()
     _warm_budget()
+    _warm_rules(catalogue)
 
 
 def _warm_texts(table: Rows) -> None:
@@ -92,6 +95,14 @@ def _warm_models() -> None:
     forest = FlatForest(roots, leaf - 1, zero, leaf, leaf, one, one, np.zeros(1, np.float32), np.array([0.0, 1.0]))
     forest.anomaly(np.zeros((1, 1)))
     _warm_recommender()
+
+
+def _warm_rules(catalogue: Catalogue) -> None:
+    """One rule, asked of one transaction."""
+    text = "[[rule]]\nname = 'a'\nwhen = \"score > 1 or %s in ['a']\"\naction = 'allow'\nreason = 'a'"
+    rules, one = Rules.parse(text % catalogue.schema.key.name, catalogue), np.zeros(1)
+    columns = RuleColumns(np.zeros((1, 1)), one, one, np.zeros(1, np.int64), np.zeros((1, 1), np.int64))
+    rules.evaluate(columns, rules.sets())
 
 
 def _warm_recommender() -> None:
