@@ -113,6 +113,7 @@ class Round:
             "REDIS_URL": f"redis://{LOOPBACK}:{self.redis_proxy.port}/0",
             "REDIS_TIMEOUT_S": "2",
             "WORKER_REVIEW_SCORE": str(self.arena.review_score),
+            "WORKER_REASONS_SHARE": "1",  # a zombie and the owner would not have the same time for them
             "WORKER_BLOCK_SCORE": "1",
         }
         return ChaosDeployment(broker, self.redis.url, self.arena.schema, self.arena.artifacts, self.directory,

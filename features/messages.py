@@ -56,12 +56,18 @@ class StrictClick(Click, kw_only=True, forbid_unknown_fields=True):
 
 
 class Reason(msgspec.Struct, kw_only=True):
-    """One feature that pushed a score up: its value, its share of the score (log-odds), and a sentence."""
+    """One kind of thing that pushed a score up, by its code; the feature that did so most, and a sentence about it.
+
+    ``contribution`` is the share of the score (log-odds) of all features of the code, None where it was not computed;
+    ``usual`` what the sentence compares with.
+    """
 
     feature: str
     value: float | None
-    contribution: float
+    contribution: float | None
     text: str
+    code: str = ""
+    usual: float | None = None
 
 
 class Decision(msgspec.Struct, kw_only=True):

@@ -1,12 +1,20 @@
 """What the fraud lane says: a decision for each transaction, and an alert with its reasons where it needs a person.
 
-In: the columns of a cycle's decisions. Out: messages among each part's answers. No state, no IO. What was emitted
-before a takeover is not said again; what is said again of the same decision says the same.
+In: the columns of a cycle's decisions. Out: messages among each part's answers. No IO. What was emitted before a
+takeover is not said again; what is said again of the same decision says the same.
+
+Reasons are for alerts, and may take a share of a cycle. How many fit is known before the first is made, by what the
+last ones cost: the alerts of a cycle get theirs in the order of the records, and those that come too late get what is
+furthest from usual, which costs next to nothing, and are marked. Score and action do not depend on it. State owned: the
+costs.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
+from statistics import median
+from time import perf_counter
 
 import msgspec
 import numpy as np
@@ -18,10 +26,47 @@ from features.messages import ACTIONS, Alert, Decision, Reason
 from features.recordbatch import Columns
 from stream.deciding import DEGRADED, Decided, Seen
 from stream.intake import Part, Progress
-from stream.lane import source_id
+from stream.lane import Tally, source_id
 from stream.models import Served
 from stream.settings import Settings
 from stream.vectors import sampled
+
+REASONS_S_MAX = 0.002  # for one, and what any cycle may spend: one so short has time
+_COST_S = 0.0002  # of one before any was made
+_COSTS_KEPT = 9
+_TRY_AGAIN = 1000  # cycles with alerts
+
+
+class ReasonsBudget:
+    """How many alerts of a cycle get all of their reasons; see the module's text.
+
+    Parameters
+    ----------
+    share : float
+        Of a cycle's time, 0 to 1.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._costs = deque([_COST_S], maxlen=_COSTS_KEPT)
+        self._refused = 0
+
+    def count(self, seconds: float) -> int:
+        """How many fit into a cycle that took so many ``seconds`` until now."""
+        if self._share in (0.0, 1.0):
+            return 1_000_000 if self._share else 0
+        cost = median(self._costs)
+        if cost > REASONS_S_MAX:  # too dear; but it may have been the machine
+            self._refused += 1
+            return int(self._refused % _TRY_AGAIN == 0)
+        return int(max(REASONS_S_MAX, seconds * self._share / (1.0 - self._share)) / cost)
+
+    def spent(self, seconds: float, made: int) -> None:
+        """Take note of what so many took."""
+        if self._refused:
+            self._refused = 0
+            self._costs.clear()
+        self._costs.append(seconds / made)
 
 
 class Explaining:
@@ -30,23 +75,43 @@ class Explaining:
     def __init__(self, settings: Settings, catalogue: Catalogue) -> None:
         self._topics = settings.topics
         self._sample = settings.worker.vector_sample
+        self._budget = ReasonsBudget(settings.worker.reasons_share)
         self._names = catalogue.names
         self._entities = [layout.entity.name for layout in catalogue.layouts]
 
-    def answer(self, seen: Seen, decided: Decided, repeat: NDArray[np.int8], states: list[Progress], models: Served
-               ) -> None:  # fmt: skip
+    def answer(self, seen: Seen, decided: Decided, repeat: NDArray[np.int8], states: list[Progress], models: Served,
+               tally: Tally) -> None:  # fmt: skip
         """All decisions of each part in order, and an alert where one needs a person.
 
         ``repeat`` int8[n] marks transactions that were decided before; ``states`` are the parts' partitions.
         """
         rows = np.flatnonzero(decided.action > 0)
-        found = models.fraud.reasons_many(seen.x[rows]) if len(rows) and models.fraud is not None else []
-        cycle = _Cycle(seen, decided, repeat, dict(zip(rows.tolist(), found, strict=True)), models.version)
+        again = any(state.done for state in states)  # what was said then holds, and so its reasons are all there
+        reasons, full = self._reasons(seen, rows, models, tally, bounded=not again) if len(rows) else ({}, 0)
+        cycle = _Cycle(seen, decided, repeat, reasons, set(rows[full:].tolist()), models.version)
         first = 0
         for part, state in zip(seen.parts, states, strict=True):
             if part.records:
                 self._part(part, first, state, cycle)
             first += len(part.records)
+
+    def _reasons(self, seen: Seen, rows: NDArray[np.int64], models: Served, tally: Tally, *,
+                 bounded: bool) -> tuple[dict[int, list[Reason]], int]:  # fmt: skip
+        """Reasons of the alerts in ``rows``, and how many of them, the first ones, have all."""
+        model = models.fraud
+        if model is None:
+            return {}, 0
+        full = min(self._budget.count(sum(tally.seconds.values())), len(rows)) if bounded else len(rows)
+        found: list[list[Reason]] = []
+        if full:
+            start = perf_counter()
+            found = model.reasons_many(seen.x[rows[:full]])
+            self._budget.spent(perf_counter() - start, full)
+        if full < len(rows):
+            found += model.deviations_many(seen.x[rows[full:]])
+        tally.add(tally.reasons, "full", full)
+        tally.add(tally.reasons, "partial", len(rows) - full)
+        return dict(zip(rows.tolist(), found, strict=True)), full
 
     def _part(self, part: Part, first: int, state: Progress, cycle: _Cycle) -> None:
         batch, answers, topic, decided = part.batch, part.answers, self._topics.decisions, cycle.decided
@@ -92,7 +157,7 @@ class Explaining:
             "rules": decided.names(row, watching=False) if emitted is None else emitted.rules,
             "shadow_rules": decided.names(row, watching=True) if emitted is None else emitted.shadow_rules,
             "degraded": DEGRADED[decided.degraded[row]] if emitted is None else emitted.degraded,
-            "reasons_partial": False if emitted is None else emitted.reasons_partial,
+            "reasons_partial": row in cycle.partial if emitted is None else emitted.reasons_partial,
         }
         values = {name: None if value != value else value
                   for name, value in zip(self._names, cycle.seen.x[row].tolist(), strict=True)}  # fmt: skip
@@ -112,6 +177,7 @@ class _Cycle(msgspec.Struct, frozen=True):
     decided: Decided
     repeat: NDArray[np.int8]
     reasons: dict[int, list[Reason]]
+    partial: set[int]
     version: str
 
 

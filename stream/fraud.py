@@ -263,7 +263,7 @@ class FraudLane:
         produced, work = [], list(seen.parts)
         encoding = self._encoding(work, beside=len(seen) >= _BESIDE_FROM)
         states = [self._intake.partitions[part.partition] for part in work]
-        self._explaining.answer(seen, decided, repeat, states, models)
+        self._explaining.answer(seen, decided, repeat, states, models, tally)
         self._count(work, decided, tally)
         for part, state, fields in zip(work, states, encoding, strict=True):
             if state.done and reached(part.offsets, state.answered):

@@ -60,6 +60,8 @@ class Metrics:
         self.events = Counter("headrace_events_total", "Records taken in, good or bad.", ["kind"], registry=r)
         self.decisions = Counter("headrace_decisions_total", "Decisions by action.", ["action"], registry=r)
         self.alerts = Counter("headrace_alerts_total", "Decisions that need a person.", registry=r)
+        self.reasons = Counter("headrace_explained_alerts_total", "Alerts by whether there was time for all of their "
+                               "reasons (full) or not (partial).", ["reasons"], registry=r)  # fmt: skip
         self.recommendations = Counter("headrace_recommendations_total", "Answered clicks.", registry=r)
         self.dead_letters = Counter("headrace_dead_letters_total", "Records that could not be decided.", ["reason"],
                                     registry=r)  # fmt: skip
@@ -109,6 +111,8 @@ class Metrics:
         for reason, count in tally.dead_letters.items():
             self.dead_letters.labels(reason).inc(count)
         self.alerts.inc(tally.alerts)
+        for kind, count in tally.reasons.items():
+            self.reasons.labels(kind).inc(count)
         self.recommendations.inc(sum(map(len, tally.timestamps.get("recommendation", ()))))
         self.unknown_fields.inc(tally.unknown_fields)
         self.duplicates.inc(tally.duplicates)

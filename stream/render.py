@@ -63,7 +63,8 @@ def _decision(message: Decision | Alert) -> Text:
 def _alert(message: Alert) -> Text:
     text = _decision(message)
     for reason in message.reasons:
-        text.append(f"\n    {reason.contribution:+.2f}  {printable(reason.text)}")
+        share = "     " if reason.contribution is None else f"{reason.contribution:+.2f}"
+        text.append(f"\n    {share}  {printable(reason.text)}")
     return text
 
 

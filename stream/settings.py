@@ -175,6 +175,7 @@ class WorkerSettings:
     vector_sample: Probability = 0.0
     review_score: Probability | None = None
     block_score: Probability | None = None
+    reasons_share: Probability = 0.1
     recommendations_k: Annotated[int, Meta(ge=1, le=1000)] = 20
     message_bytes_max: Annotated[int, Meta(ge=1024, le=2**28)] = 1_000_000
     ahead_max_s: Seconds = 3600.0

@@ -29,6 +29,8 @@ class Unscored:
         """None."""
         return [[] for _ in rows]
 
+    deviations_many = reasons_many
+
     def recommend_many(self, hashes: NDArray[np.uint64], counts: NDArray[np.int64], k: int) -> Any:
         """No items."""
         return np.full((len(hashes), 0), -1, np.int32), np.zeros((len(hashes), 0), np.float32)

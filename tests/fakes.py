@@ -230,6 +230,10 @@ class FakeFraud:
         """As FraudModel."""
         return [[Reason(feature="event_amount", value=float(row[0]), contribution=1.0, text="amount")] for row in rows]
 
+    def deviations_many(self, rows: NDArray[np.float64]) -> list[list[Reason]]:
+        """As FraudModel."""
+        return [[Reason(feature="event_amount", value=float(row[0]), contribution=None, text="far")] for row in rows]
+
 
 class FakeRecommender:
     """Answers with the session's own items, newest first."""
@@ -261,9 +265,9 @@ class World:
         self.recommender: Any = FakeRecommender()
 
     def worker(self, *, in_flight: int = 4, cache: int = 1000, refresh_ms: int = 0, shift: float = 0.0,
-               lease_s: float = 60.0, sample: float = 0.0) -> FakeWorker:  # fmt: skip
+               lease_s: float = 60.0, sample: float = 0.0, **worker: Any) -> FakeWorker:  # fmt: skip
         """A worker that has read nothing yet."""
-        return FakeWorker(self, in_flight, cache, refresh_ms, shift, lease_s, sample)
+        return FakeWorker(self, in_flight, cache, refresh_ms, shift, lease_s, sample, **worker)
 
     def answers(self, topic: str) -> list[dict[str, Any]]:
         """All messages of an output topic."""
@@ -280,13 +284,17 @@ class FakeWorker:
     """A pipeline and how far it has read."""
 
     def __init__(self, world: World, in_flight: int, cache: int, refresh_ms: int, shift: float,
-                 lease_s: float, sample: float = 0.0) -> None:  # fmt: skip
+                 lease_s: float, sample: float = 0.0, **worker: Any) -> None:  # fmt: skip
         n = world.log.partitions
         self.world = world
         self.settings = Settings(
             topics=TopicSettings(transaction_partitions=n, click_partitions=n),
             worker=WorkerSettings(
-                cache_sessions=cache, foreign_refresh_ms=refresh_ms, ahead_max_s=86_400.0 * 365, vector_sample=sample
+                cache_sessions=cache,
+                foreign_refresh_ms=refresh_ms,
+                ahead_max_s=86_400.0 * 365,
+                vector_sample=sample,
+                **{"reasons_share": 1.0} | worker,
             ),
         )
         fraud = FraudLane(self.settings, build_catalogue(SCHEMA.transactions))

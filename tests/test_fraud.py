@@ -72,8 +72,8 @@ def test_no_rows_give_no_scores(model: FraudModel) -> None:
 def test_reasons_name_what_raised_the_score_first_and_in_words(model: FraudModel) -> None:
     reasons = model.reasons(np.array([9.0, 0.0, 12.0, 3.0]))
     assert reasons[0].feature == "card_amount_ratio_30d"
-    assert reasons[0].text == "amount is 9.0 times the card's mean of 30 days"
-    shares = [reason.contribution for reason in reasons]
+    assert reasons[0].text == "amount is 9.0 times this card's 30-day mean"
+    shares = [reason.contribution or 0.0 for reason in reasons]
     assert shares == sorted(shares, reverse=True) and min(shares) > 0 and len(reasons) <= 3
     assert (
         model.reasons(np.array([1.0, 5.0, 12.0, 3.0]))[0].text
@@ -188,7 +188,7 @@ def test_every_feature_of_the_shipped_catalogue_has_a_sentence() -> None:
          "first remembered transaction of this card with this merchant"),
         (Feature("", "card", "", "count", 3_600_000, ""), 1, "1 earlier transaction of this card within 1 hour"),
         (Feature("", "card", "amount", "zscore", DAY_MS, ""), 4.2,
-         "amount is 4.2 standard deviations above the card's mean of 1 day"),
+         "amount is 4.2 standard deviations above this card's 1-day mean"),
         (Feature("", "device_network", "bytes_sent", "max", DAY_MS, ""), 1234.5,
          "the device network's largest bytes sent over 1 day is 1,234.50"),
     ],
