@@ -10,15 +10,19 @@ from features.compiled import forget_stale
 def _package(folder: Path) -> Path:
     (folder / "__pycache__").mkdir()
     (folder / "inlined.py").write_text("ONE = 1\n")
-    (folder / "caller.py").write_text("from inlined import ONE\n")
+    (folder / "caller.py").write_text("from numba import njit\n\nfrom features.between import TWO\n")
+    (folder / "between.py").write_text("from features import inlined\n\nTWO = inlined.ONE + 1\n")
+    (folder / "apart.py").write_text("from features.caller import TWO\n")
     return folder
 
 
-def test_code_goes_when_any_source_changes_and_stays_when_none_does(tmp_path: Path) -> None:
+def test_code_goes_when_a_source_changes_that_it_was_made_of_and_stays_when_none_does(tmp_path: Path) -> None:
     package = _package(tmp_path)
     assert forget_stale(package)
     compiled = package / "__pycache__" / "caller.py311.1.nbc"
     compiled.write_bytes(b"code")
+    assert not forget_stale(package) and compiled.exists()
+    (package / "apart.py").write_text("from features.caller import TWO as two\n")  # is not compiled, only calls it
     assert not forget_stale(package) and compiled.exists()
     (package / "inlined.py").write_text("ONE = 2\n")
     assert forget_stale(package) and not compiled.exists()
