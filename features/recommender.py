@@ -150,7 +150,7 @@ class Recommender:
         return np.array([known.get(id_, -1) for id_ in ids], np.int64)
 
     def numbers_of(self, hashes: Hashes) -> Ints:
-        """The number of the item of each hash, int32[n]; -2 where the catalogue does not hold it."""
+        """The number of the item of each hash, int32 of the same shape; -2 where the catalogue does not hold it."""
         index = self._index
         at = np.minimum(np.searchsorted(index.hashes, hashes), self.items - 1)
         return np.where(index.hashes[at] == hashes, index.items[at], np.int32(-2))

@@ -341,7 +341,7 @@ class Pipeline:
             fields = await asyncio.wrap_future(part.fields) if isinstance(part.fields, Future) else part.fields
             writes.append(Write(part.partition, expected, heads[part.partition][1], fields))
         if writes:
-            await station.store.apply(writes)
+            await station.apply(writes, produced)
         station.heads |= heads
         for partition, (head, _) in heads.items():
             for topic, offset in head.offsets.items():

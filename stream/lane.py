@@ -79,6 +79,7 @@ class Produced:
     """What one cycle yields for one partition of a lane: messages by topic, offsets, watermark, and state to write.
 
     ``fields`` may be on its way: answers need not wait for it, and it is written only once they are acknowledged.
+    ``lists`` are the newest answers by ``session:<id>`` and ``user:<id>``, for pulling.
     """
 
     partition: int
@@ -86,6 +87,7 @@ class Produced:
     messages: Mapping[str, Sequence[Message]] = field(default_factory=dict)
     fields: Fields | Future[Fields] = field(default_factory=dict)
     watermark: Watermark = UNMARKED
+    lists: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

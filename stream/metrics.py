@@ -89,6 +89,8 @@ class Metrics:
                                   registry=r)  # fmt: skip
         self.swept = Counter("headrace_swept_rows_total", "Rows removed from Redis because they read as empty.",
                              registry=r)  # fmt: skip
+        self.lists_lost = Counter("headrace_lists_lost_total", "Lists for pulling that could not be written to Redis.",
+                                  registry=r)  # fmt: skip
         self.in_flight = Gauge("headrace_cycles_in_flight", "Cycles scored and not yet applied.", registry=r)
         self.ready = Gauge("headrace_ready", "1 once partitions are assigned and models are loaded.", registry=r)
 

@@ -4,8 +4,8 @@ In: fetched clicks by partition, session state, models. Out: recommendations, de
 State owned: the cache of sessions and users (:mod:`stream.sessions`). On redelivery: clicks below the applied offset
 are skipped; a click whose event id is in the session's memory is answered again but not counted twice.
 
-A list is answered from the last items of the session; at its first ``worker.user_history_clicks`` clicks, from those of
-the user over all sessions. Where ``worker.repeat_buying`` is off, what was bought is left out of it.
+A list is answered from the last items of the session; where the model knows none of them, from those of the user over
+all sessions. Where ``worker.repeat_buying`` is off, what was bought is left out of it.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ class _Partition:
     watermark: Watermark = UNMARKED
     done: set[str] = field(default_factory=set)
     answered: dict[str, int] = field(default_factory=dict)
+    emitted: dict[str, bytes] = field(default_factory=dict)  # where lists can be pulled, by source what was answered
     sessions: dict[str, Session] = field(default_factory=dict)
     users: dict[str, User] = field(default_factory=dict)
 
@@ -87,6 +88,7 @@ class _Part:
     watermark: Watermark
     long_session: list[bool] = field(default_factory=list)
     bought: list[list[int]] = field(default_factory=list)  # where repeat buying is off, item hashes by click
+    earlier: dict[int, list[int]] = field(default_factory=dict)  # by row of the cycle, last items of a returning user
 
     @property
     def users(self) -> list[str]:
@@ -146,6 +148,8 @@ class RecommendLane:
             found = emitted_before(values, kind, self.topics)
             sources |= found.keys()
             state.done.update(f"{topic} {source}" for source in found)
+            if kind is _AnswerId and self._worker.list_ttl_s:
+                state.emitted |= {s: v for v in values for s in emitted_before([v], kind, self.topics)}
         state.answered = after_sources(sources)
         return state.answered
 
@@ -253,6 +257,7 @@ class RecommendLane:
                 row = self._fold(part, cycle, hashes, counts, row)
         with tally.stage("model"):
             bought = [own for part in work for own in part.bought]
+            self._start_from_earlier(work, models.recommender, hashes, counts)
             items, scores = self._lists(models.recommender, hashes, counts, bought)
         with tally.stage("encode"):
             return self._produced(work, models, items, scores, tally)
@@ -280,15 +285,29 @@ class RecommendLane:
             part.long_session.append(session.count > worker.session_clicks_max)
             if not worker.repeat_buying:
                 part.bought.append(session.bought if user is None else session.bought + user.bought)
-            if user is not None and session.count <= worker.user_history_clicks:
-                last = user.items
-            else:
-                last = [click[1] for click in session.clicks]
-            count = len(last)
-            hashes[row, :count] = last
+            if user is not None and len(user.items) > session.count:
+                part.earlier[row] = user.items
+            count = len(session.clicks)
+            hashes[row, :count] = [click[1] for click in session.clicks]
             counts[row] = count
             row += 1
         return row
+
+    @staticmethod
+    def _start_from_earlier(work: list[_Part], model: Any, hashes: NDArray[np.uint64], counts: NDArray[np.int64]
+                            ) -> None:  # fmt: skip
+        """Put the user's last items in the place of a session's of which the model knows none.
+
+        Where it knows one, what the user looked at before makes the list worse (docs/quality-recommend.md).
+        """
+        earlier = {row: items for part in work for row, items in part.earlier.items()}
+        if earlier:
+            rows = list(earlier)
+            known = model.numbers_of(hashes[rows]) >= 0
+            known &= np.arange(hashes.shape[1]) < counts[rows, None]
+            for row in np.array(rows)[~known.any(axis=1)].tolist():
+                counts[row] = len(earlier[row])
+                hashes[row, : counts[row]] = earlier[row]
 
     def _lists(self, model: Any, hashes: NDArray[np.uint64], counts: NDArray[np.int64], bought: Sequence[list[int]]
                ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:  # fmt: skip
@@ -306,20 +325,26 @@ class RecommendLane:
                   tally: Tally) -> list[Produced]:  # fmt: skip
         produced, row = [], 0
         for part in work:
-            state, batch = self._partitions[part.partition], part.batch
+            state, batch, lists = self._partitions[part.partition], part.batch, dict[str, bytes]()
             for i, record in enumerate(part.records):
                 source = source_id((self.topics[0], part.partition), record.offset)
                 message = self._answer(source, part, i, models, items[row].tolist(), scores[row].tolist())
                 part.answers.add(self._topic_names.recommendations, source, message)
+                if self._worker.list_ttl_s:
+                    value = state.emitted.get(source, message[1])
+                    lists[f"session:{batch.session_id[i]}"] = value
+                    if batch.user_id[i] is not None:
+                        lists[f"user:{batch.user_id[i]}"] = value
                 row += 1
             times = np.array([record.timestamp for record in part.records], np.int64)
             tally.timestamps.setdefault("recommendation", []).append(times)
             if state.done and reached(part.offsets, state.answered):
-                state.done = set()
+                state.done, state.emitted = set(), {}
             fields = {_SESSION + id_.encode(): encode_session(state.sessions[id_])
                       for id_ in dict.fromkeys(batch.session_id)}  # fmt: skip
             fields |= {_USER + id_.encode(): encode_user(state.users[id_]) for id_ in part.users}
-            produced.append(Produced(part.partition, part.offsets, part.answers.messages, fields, part.watermark))
+            produced.append(Produced(part.partition, part.offsets, part.answers.messages, fields, part.watermark,
+                                     lists))  # fmt: skip
         return produced
 
     def _answer(self, source: str, part: _Part, i: int, models: Any, items: list[int], scores: list[float]

@@ -183,8 +183,8 @@ class WorkerSettings:
     session_days: Annotated[float, Meta(gt=0, le=3650)] = 30.0
     session_clicks_max: Count = 500
     user_days: Annotated[float, Meta(gt=0, le=3650)] = 365.0
-    user_history_clicks: Annotated[int, Meta(ge=0, le=20)] = 1
     repeat_buying: bool = True
+    list_ttl_s: Annotated[int, Meta(ge=0, le=31_536_000)] = 600
     sweep_every_s: Seconds = 3600.0
     session_timeout_s: Annotated[float, Meta(ge=1, le=1800)] = 10.0
 

@@ -31,6 +31,10 @@ class Unscored:
 
     deviations_many = reasons_many
 
+    def numbers_of(self, hashes: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """No items."""
+        return np.full(hashes.shape, -2, np.int32)
+
     def recommend_many(self, hashes: NDArray[np.uint64], counts: NDArray[np.int64], k: int) -> Any:
         """No items."""
         return np.full((len(hashes), 0), -1, np.int32), np.zeros((len(hashes), 0), np.float32)

@@ -11,14 +11,17 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from features.errors import StateMissing, TopicError
-from stream.lane import Lane, Target
-from stream.store import HEAD, Head, StateStore, conflict, decode_head, written_since
+from stream.lane import Lane, Produced, Target
+from stream.lists import ListWriter
+from stream.store import HEAD, Head, StateStore, Write, conflict, decode_head, written_since
 from stream.tails import TailReader
 
 
 @dataclass(slots=True)
 class Station:
     """A lane with its store, and the applied head of each partition that this worker holds.
+
+    What is applied is handed to ``lists`` where there is one.
 
     By partition, ``answered``: up to which input offsets the tails held answers when it was taken over, and ``ends``:
     where the tails ended then.
@@ -29,6 +32,14 @@ class Station:
     heads: dict[int, tuple[Head, bytes]]
     answered: dict[int, dict[str, int]] = field(default_factory=dict)
     ends: dict[int, dict[str, int]] = field(default_factory=dict)
+    lists: ListWriter | None = None
+
+    async def apply(self, writes: Sequence[Write], produced: Sequence[Produced]) -> None:
+        """Write the state of a cycle, and then its lists; errors as of :meth:`StateStore.apply`."""
+        await self.store.apply(writes)
+        if self.lists is not None:
+            for part in produced:
+                self.lists.put(part.lists)
 
     async def read(self, wanted: Mapping[int, Sequence[bytes]]) -> dict[int, dict[bytes, bytes | None]]:
         """Fields by partition and name, in one round trip.

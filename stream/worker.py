@@ -41,6 +41,7 @@ from stream.cycle import Pipeline
 from stream.deadline import Deadline
 from stream.fraud import FraudLane
 from stream.lane import Lane
+from stream.lists import ListWriter
 from stream.metrics import Metrics
 from stream.models import ModelHolder
 from stream.publisher import Publisher
@@ -69,9 +70,12 @@ class Parts:
     publisher: Publisher
     tails: TailReader
     models: ModelHolder
+    lists: ListWriter | None
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Write the lists that wait, and close all connections."""
+        if self.lists is not None:
+            await self.lists.close()
         await self.publisher.stop()
         await self.tails.stop()
         await self.redis.aclose()
@@ -147,7 +151,9 @@ async def _connect(settings: Settings, metrics: Metrics, schema: Schema) -> Part
     await patiently(publisher.start, log, back=_KAFKA_BACK)
     tails = TailReader(settings.kafka)
     await patiently(tails.start, log, back=_KAFKA_BACK)
-    return Parts(redis, publisher, tails, models)
+    ttl_s = settings.worker.list_ttl_s
+    lists = ListWriter(redis, settings.redis, ttl_s, metrics) if ttl_s else None
+    return Parts(redis, publisher, tails, models, lists)
 
 
 async def _started_producer(kafka: KafkaSettings) -> AIOKafkaProducer:
@@ -216,8 +222,8 @@ def run(settings: Settings, schema: Schema) -> None:
     log.info("metrics on http://%s:%d/metrics", settings.worker.metrics_host, port)
     parts = loop.run_until_complete(_connect(settings, metrics, schema))
     lanes = _lanes(settings, schema, parts.models)
-    stations = [Station(lane, StateStore(parts.redis, settings.redis, settings.worker.group, lane.name), {})
-                for lane in lanes]  # fmt: skip
+    stations = [Station(lane, StateStore(parts.redis, settings.redis, settings.worker.group, lane.name), {},
+                        lists=parts.lists if lane.name == RecommendLane.name else None) for lane in lanes]  # fmt: skip
     pipeline = Pipeline(stations, parts.publisher, parts.tails, parts.models, metrics, schema.hash,
                         settings.worker.cycles_in_flight, settings.worker.session_timeout_s / 2)  # fmt: skip
     app = _app(settings, loop)

@@ -245,6 +245,10 @@ class FakeRecommender:
             items[i, :count] = (hashes[i, :count][::-1] % np.uint64(1 << 31)).astype(np.int32)
         return items, np.ones((len(hashes), k), np.float32)
 
+    def numbers_of(self, hashes: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """As Recommender; it knows every item but those whose hash is odd."""
+        return np.where(hashes % np.uint64(2) == 0, (hashes % np.uint64(1 << 31)).astype(np.int32), np.int32(-2))
+
     def item_id(self, number: int) -> str:
         """As Recommender."""
         return str(number)

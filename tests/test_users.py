@@ -27,7 +27,7 @@ from stream.sessions import (
     fold,
 )
 from stream.settings import Settings
-from tests.fakes import START_MS, FakeWorker, World, item_number
+from tests.fakes import START_MS, FakeRecommender, FakeWorker, World, item_number
 from tests.sessions import checkerboard, fitted
 
 DAY_MS = 86_400_000
@@ -101,24 +101,41 @@ def change(worker: FakeWorker, **settings: Any) -> None:
     station.lane = RecommendLane(changed)
 
 
-def visits() -> World:
-    """A user comes twice, with a day in between; somebody else comes once."""
+def visits(*items: str) -> list[list[str]]:
+    """The names in the answers to a user's second visit, a day after the one to an apple and a pear."""
+    return answered(visited(*items))[2:]
+
+
+def visited(*items: str) -> World:
     world = World()
-    for n, (session, user, item) in enumerate([("a", "u", "apple"), ("a", "u", "pear"), ("b", "u", "fig"),
-                                               ("b", "u", "plum"), ("c", "v", "nut"), ("d", None, "rye")]):  # fmt: skip
-        world.log.click(f"k{n}", n // 2 * DAY_MS, session, item, user)
+    world.log.click("k0", 0, "a", "apple", "u")
+    world.log.click("k1", 1, "a", "pear", "u")
+    for n, item in enumerate(items, 2):
+        world.log.click(f"k{n}", DAY_MS, "b", item, "u")
     return world
 
 
-def test_a_new_session_of_a_known_user_starts_from_the_users_last_items() -> None:
-    apple, pear, fig, plum, nut, rye = map(item_number, ("apple", "pear", "fig", "plum", "nut", "rye"))
-    assert answered(visits()) == [[apple], [pear, apple], [fig, pear, apple], [plum, fig], [nut], [rye]]
-    assert answered(visits(), user_history_clicks=0)[2:4] == [[fig], [plum, fig]]
-    assert answered(visits(), user_history_clicks=2)[2:4] == [[fig, pear, apple], [plum, fig, pear, apple]]
+def test_a_new_session_starts_from_the_users_last_items_until_the_model_knows_one_of_its_own() -> None:
+    apple, pear, plum, kiwi, fig = map(item_number, ("apple", "pear", "plum", "kiwi", "fig"))
+    known = FakeRecommender().numbers_of(hash_strings(["apple", "pear", "plum", "kiwi", "fig"])) >= 0
+    assert known.tolist() == [True, True, False, False, True]
+    found = visits("plum", "kiwi", "fig")
+    assert found == [[plum, pear, apple], [kiwi, plum, pear, apple], [fig, kiwi, plum]]
+
+
+def test_a_session_with_an_item_that_the_model_knows_is_answered_from_the_session_alone() -> None:
+    assert visits("fig") == [[item_number("fig")]]
+
+
+def test_nobody_else_is_answered_from_a_users_items() -> None:
+    world = visited()
+    world.log.click("k2", 2, "c", "plum", "v")
+    world.log.click("k3", 3, "d", "plum")
+    assert answered(world)[2:] == [[item_number("plum")]] * 2
 
 
 def test_a_user_is_forgotten_after_user_days_of_event_time() -> None:
-    assert answered(visits(), user_days=0.5)[2] == [item_number("fig")]
+    assert answered(visited("plum"), user_days=0.5)[2] == [item_number("plum")]
 
 
 def test_what_a_user_or_a_session_has_bought_is_not_shown_again_where_repeat_buying_is_off() -> None:
