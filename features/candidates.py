@@ -33,6 +33,7 @@ from features.sources import (
     Longs,
     Scratch,
     ask,
+    ask_lists,
     known_items,
 )
 from features.toplist import Floats, Ints, best_first, offer
@@ -202,25 +203,68 @@ def candidates(hashes: Hashes, counts: Longs, index: Index, scratch: Scratch, it
 
 
 @njit(cache=True, nogil=True)
-def _fill(items: Ints, scores: Floats, size: int, popularity: Floats, excluded: int) -> None:
-    """Fill what is left of one answer with the most popular items that it does not hold yet."""
-    lowest = scores[size - 1] if size else np.float32(1.0)
-    for item in range(len(popularity)):
-        if size == len(items):
-            return
-        taken = item == excluded
-        for j in range(size):
-            taken = taken or items[j] == item
-        if not taken:
-            items[size] = item
-            scores[size] = lowest * popularity[item]
-            size += 1
+def neighbours(hashes: Hashes, counts: Longs, index: Index, scratch: Scratch, items: Ints, rank_sums: Floats,
+               excluded: Ints, bounds: Longs) -> None:  # fmt: skip
+    """As :func:`candidates`, from the lists of the session's items alone, and without features."""
+    bounds[0] = 0
+    for i in range(len(hashes)):
+        length, found = known_items(hashes[i, : counts[i]], index, scratch)
+        count = ask_lists(found, 0, index, scratch)
+        excluded[i] = _excluded(length, index, scratch)
+        _name(count, excluded[i], index, scratch)
+        size = _cut(count, index, scratch)
+        start = bounds[i]
+        bounds[i + 1] = start + size
+        items[start : start + size] = scratch.list_items[:size]
+        rank_sums[start : start + size] = scratch.list_scores[:size]
+        _leave(count, scratch)
 
 
 @njit(cache=True, nogil=True)
-def answers(found: Ints, bounds: Longs, raw: Doubles, excluded: Ints, popularity: Floats, items: Ints, scores: Floats
-            ) -> None:  # fmt: skip
-    """Order each query's candidates by the ranker's ``raw`` and write the best as shares that add up to at most 1."""
+def nothing(hashes: Hashes, counts: Longs, index: Index, scratch: Scratch, excluded: Ints) -> None:
+    """The item that must not be recommended to each query, or negative."""
+    for i in range(len(hashes)):
+        length, _ = known_items(hashes[i, max(0, counts[i] - 1) : counts[i]], index, scratch)
+        excluded[i] = _excluded(length, index, scratch)
+
+
+@njit(cache=True, nogil=True)
+def _take(items: Ints, scores: Floats, size: int, item: int, score: float, excluded: int) -> int:
+    """Append an item unless it is excluded or there already; the new size."""
+    if item == excluded:
+        return size
+    for j in range(size):
+        if items[j] == item:
+            return size
+    items[size] = item
+    scores[size] = score
+    return size + 1
+
+
+@njit(cache=True, nogil=True)
+def _fill(items: Ints, scores: Floats, size: int, popular: Ints, weights: Floats, popularity: Floats, excluded: int
+          ) -> None:  # fmt: skip
+    """Fill what is left of one answer: with ``popular``, then with the model's items in their order."""
+    lowest, weight = scores[size - 1] if size else np.float32(1.0), np.float32(1.0)
+    for p in range(len(popular)):
+        if size == len(items):
+            return
+        weight = weights[p]
+        size = _take(items, scores, size, popular[p], lowest * weight, excluded)
+    for item in range(len(popularity)):
+        if size == len(items):
+            return
+        size = _take(items, scores, size, item, lowest * min(weight, popularity[item]), excluded)
+
+
+@njit(cache=True, nogil=True)
+def answers(found: Ints, bounds: Longs, raw: Doubles, excluded: Ints, popular: Ints, weights: Floats,
+            popularity: Floats, items: Ints, scores: Floats) -> None:  # fmt: skip
+    """Order each query's candidates by the ranker's ``raw`` and write the best as shares that add up to at most 1.
+
+    ``popular`` int32[p] and ``weights`` float32[p] (descending from at most 1) are what answers are filled up with
+    before the model's items in their order.
+    """
     for i in range(len(items)):
         start, end = bounds[i], bounds[i + 1]
         own, total = raw[start:end], 0.0
@@ -231,4 +275,4 @@ def answers(found: Ints, bounds: Longs, raw: Doubles, excluded: Ints, popularity
         for t in range(size):
             items[i, t] = found[start + order[t]]
             scores[i, t] = np.exp(own[order[t]] - own[order[0]]) / total
-        _fill(items[i], scores[i], size, popularity, excluded[i])
+        _fill(items[i], scores[i], size, popular, weights, popularity, excluded[i])

@@ -23,6 +23,7 @@ Action = Literal["allow", "review", "block"]
 ACTIONS: tuple[Action, ...] = ("allow", "review", "block")
 ClickAction = Literal["view", "cart", "buy"]
 CLICK_ACTIONS: tuple[ClickAction, ...] = ("view", "cart", "buy")
+Degraded = Literal["fewer", "neighbours", "popular"]  # rungs below the full answer
 
 DeadLetterReason = Literal[
     "malformed_json",
@@ -134,7 +135,8 @@ class RecommendedItem(msgspec.Struct, kw_only=True):
 class Recommendation(msgspec.Struct, kw_only=True):
     """What to show a session after one click. ``recommendation_id`` is ``topic:partition:offset`` of the click.
 
-    ``long_session`` marks a session of more clicks than a person makes.
+    ``long_session`` marks a session of more clicks than a person makes, and ``degraded`` a list that was made in a
+    cheaper way, since clicks came faster than full answers are made.
     """
 
     recommendation_id: str
@@ -146,6 +148,7 @@ class Recommendation(msgspec.Struct, kw_only=True):
     items: list[RecommendedItem]
     model_version: str
     long_session: bool = False
+    degraded: Degraded | None = None
 
 
 class DeadLetter(msgspec.Struct, kw_only=True):

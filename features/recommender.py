@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from features import candidates as compiled
 from features.hashing import hash_buffer
 from features.model_text import parse
+from features.rungs import FEWER_CANDIDATES, FEWER_SESSIONS, PLAIN, Asking, Rung
 from features.sources import (
     CLICKS,
     COLUMNS,
@@ -55,6 +56,11 @@ class Candidates:
     excluded: Ints
     bounds: Longs
     x: Doubles
+
+    def filled(self) -> Candidates:
+        """Without the room behind the last one."""
+        end = int(self.bounds[-1])
+        return Candidates(self.items[:end], self.rank_sums[:end], self.excluded, self.bounds, self.x[:end])
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -117,6 +123,7 @@ class Recommender:
     settings: Doubles
     ranker: str = ""
     _index: Index = field(init=False, repr=False)
+    _fewer: Index = field(init=False, repr=False)
     _ids: list[str] = field(init=False, repr=False)
     _trees: FlatTrees | None = field(init=False, repr=False)
     _scratch: threading.local = field(init=False, repr=False)
@@ -126,9 +133,12 @@ class Recommender:
         _check(self)
         hashes = hash_buffer(self.item_bytes, self.item_offsets)
         order = np.argsort(hashes, kind="stable")
-        arrays = {name: getattr(self, name) for name in Index._fields if name not in ("hashes", "items")}
+        arrays = {name: getattr(self, name) for name in Index._fields if name in _ARRAYS}
         data, bounds = self.item_bytes.tobytes(), self.item_offsets.tolist()
-        object.__setattr__(self, "_index", Index(hashes=hashes[order], items=order.astype(np.int32), **arrays))
+        index = Index(hashes=hashes[order], items=order.astype(np.int32), posting_ends=self.posting_offsets[1:],
+                      next_ends=self.next_offsets[1:], **arrays)  # fmt: skip
+        object.__setattr__(self, "_index", index)
+        object.__setattr__(self, "_fewer", _fewer(index))
         object.__setattr__(self, "_ids", [data[start:end].decode() for start, end in pairwise(bounds)])
         object.__setattr__(self, "_trees", FlatTrees(parse(self.ranker)) if self.ranker else None)
         object.__setattr__(self, "_scratch", threading.local())
@@ -157,16 +167,15 @@ class Recommender:
 
     def candidates_many(self, hashes: Hashes, counts: Longs) -> Candidates:
         """What the ranker is asked about: arguments and errors as of :meth:`recommend_many`."""
-        hashes, counts = _queries(hashes, counts)
-        m, cut = len(hashes), int(self.settings[CUT])
-        items, sums = np.zeros(m * cut, np.int32), np.zeros(m * cut, np.float32)
-        excluded, bounds = np.full(m, -1, np.int32), np.zeros(m + 1, np.int64)
-        x = np.empty((m * cut, compiled.WIDTH))
-        compiled.candidates(hashes, counts, self._index, self._work_space(), items, sums, excluded, bounds, x)
-        end = int(bounds[-1])
-        return Candidates(items[:end], sums[:end], excluded, bounds, x[:end])
+        return self._candidates(*_queries(hashes, counts), self._index)
 
-    def recommend_many(self, hashes: Hashes, counts: Longs, k: int) -> tuple[Ints, Floats]:
+    def _candidates(self, hashes: Hashes, counts: Longs, index: Index) -> Candidates:
+        found = _room(len(hashes), int(index.settings[CUT]), compiled.WIDTH)
+        compiled.candidates(hashes, counts, index, self._work_space(), found.items, found.rank_sums, found.excluded,
+                            found.bounds, found.x)  # fmt: skip
+        return found.filled()
+
+    def recommend_many(self, hashes: Hashes, counts: Longs, k: int, how: Asking = PLAIN) -> tuple[Ints, Floats]:
         """The best items after each of m sessions.
 
         Parameters
@@ -178,6 +187,9 @@ class Recommender:
             Row i holds ``hashes[i, :counts[i]]``; the rest of it is not read.
         k : int
             Length of an answer.
+        how : Asking, optional
+            A cheaper way, another thread to share the work with, other popular items. A list does not depend on what
+            else is asked with it, nor on the thread.
 
         Returns
         -------
@@ -195,12 +207,36 @@ class Recommender:
         if k < 1:
             raise ValueError(f"k = {k}: a list has at least one item")
         items, scores = np.full((len(hashes), k), -1, np.int32), np.zeros((len(hashes), k), np.float32)
-        for start in range(0, len(hashes), _ROWS):
-            rows = slice(start, start + _ROWS)
-            found = self.candidates_many(hashes[rows], counts[rows])
-            raw = found.rank_sums.astype(np.float64) if self._trees is None else self._trees.raw(found.x)
-            compiled.answers(found.items, found.bounds, raw, found.excluded, self.popularity, items[rows], scores[rows])
+        starts = iter(range(0, len(hashes), _ROWS))
+
+        def answer() -> None:
+            for start in starts:  # whoever is free takes the next rows
+                rows = slice(start, start + _ROWS)
+                found, raw = self._asked(hashes[rows], counts[rows], how.rung)
+                compiled.answers(found.items, found.bounds, raw, found.excluded, how.popular, how.weights,
+                                 self.popularity, items[rows], scores[rows])  # fmt: skip
+
+        shared = how.beside.submit(answer) if how.beside is not None and len(hashes) > _ROWS else None
+        answer()
+        if shared is not None:
+            shared.result()
         return items, scores
+
+    def _asked(self, hashes: Hashes, counts: Longs, rung: Rung) -> tuple[Candidates, Doubles]:
+        """Candidates of some queries and what orders them."""
+        if rung <= Rung.FEWER:
+            found = self._candidates(hashes, counts, self._fewer if rung else self._index)
+            raw = found.rank_sums.astype(np.float64) if self._trees is None else self._trees.raw(found.x)
+            return found, raw
+        index, scratch = self._index, self._work_space()
+        found = _room(len(hashes), int(index.settings[CUT]) if rung is Rung.NEIGHBOURS else 0, 0)
+        if rung is Rung.NEIGHBOURS:
+            compiled.neighbours(hashes, counts, index, scratch, found.items, found.rank_sums, found.excluded,
+                                found.bounds)  # fmt: skip
+        else:
+            compiled.nothing(hashes, counts, index, scratch, found.excluded)
+        found = found.filled()
+        return found, found.rank_sums.astype(np.float64)
 
     def _work_space(self) -> Scratch:
         """Work space of this thread, made once: every call leaves it as it found it."""
@@ -249,6 +285,24 @@ class Recommender:
                 raise ValueError(f"recommender: {name!r} is not an array of {kind} with {dimensions} dimensions")
             found[name] = np.ascontiguousarray(array)
         return cls(**found, ranker=ranker)
+
+
+def _room(queries: int, each: int, width: int) -> Candidates:
+    """Room for so many candidates of each query."""
+    n = queries * each
+    return Candidates(np.zeros(n, np.int32), np.zeros(n, np.float32), np.full(queries, -1, np.int32),
+                      np.zeros(queries + 1, np.int64), np.empty((n, width)))  # fmt: skip
+
+
+def _fewer(index: Index) -> Index:
+    """The same model, looked at less far."""
+    settings = index.settings.copy()
+    settings[CUT] = min(settings[CUT], FEWER_CANDIDATES)
+    return index._replace(
+        posting_ends=np.minimum(index.posting_ends, index.posting_offsets[:-1] + FEWER_SESSIONS),
+        next_ends=np.minimum(index.next_ends, index.next_offsets[:-1] + FEWER_SESSIONS),
+        settings=settings,
+    )
 
 
 def _array(name: str, annotation: object) -> tuple[np.dtype[np.generic], int]:

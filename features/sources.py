@@ -38,7 +38,10 @@ _TINY = np.float32(1e-30)  # a weight that underflowed to 0 would look like an e
 
 
 class Index(NamedTuple):
-    """The model's arrays, see :class:`features.recommender.Recommender`; ``items`` is sorted by ``hashes``."""
+    """The model's arrays, see :class:`features.recommender.Recommender`; ``items`` is sorted by ``hashes``.
+
+    ``posting_ends`` and ``next_ends`` int64[n] say how far an item's sessions and occurrences are looked at.
+    """
 
     hashes: Hashes
     items: Ints
@@ -46,9 +49,11 @@ class Index(NamedTuple):
     popularity: Floats
     facts: Floats
     posting_offsets: Longs
+    posting_ends: Longs
     posting_sessions: Ints
     posting_places: Ints
     next_offsets: Longs
+    next_ends: Longs
     next_places: Ints
     session_offsets: Longs
     sequence: Ints
@@ -134,7 +139,7 @@ def _match(found: int, index: Index, scratch: Scratch) -> int:
         for v in range(VARIANTS):
             decay = np.exp(-index.variants[v, QUERY_DECAY] * scratch.ages[j])
             weights[v] = max(np.float32(decay) * index.rarity[item], _TINY)
-        for p in range(index.posting_offsets[item], index.posting_offsets[item + 1]):
+        for p in range(index.posting_offsets[item], index.posting_ends[item]):
             session = posting_sessions[p]
             if overlap[session, 0] == 0.0:
                 sessions[count] = session
@@ -224,7 +229,7 @@ def _endings(length: int, count: int, index: Index, scratch: Scratch) -> int:
         return count
     reach, base = min(length, int(index.settings[MATCH_MAX])), np.float32(index.settings[MATCH_BASE])
     one, twice = np.float32(1.0), 0
-    for p in range(index.next_offsets[item], index.next_offsets[item + 1]):
+    for p in range(index.next_offsets[item], index.next_ends[item]):
         at = places[p]
         match, score = 1, one
         while match < reach and sequence[at - match] == raw[match]:
@@ -240,9 +245,18 @@ def _endings(length: int, count: int, index: Index, scratch: Scratch) -> int:
         if match > 1:
             scores[following, BIGRAM] += one
             twice += 1
-    scratch.counts[0] = index.next_offsets[item + 1] - index.next_offsets[item]
+    scratch.counts[0] = index.next_ends[item] - index.next_offsets[item]
     scratch.counts[1] = twice
     return count
+
+
+@njit(cache=True, nogil=True)
+def ask_lists(found: int, count: int, index: Index, scratch: Scratch) -> int:
+    """Have the sources score their items that hold a list for each item; how many items have a score."""
+    count = _lists(found, LINEAR, LINEAR_NOW, index.settings[LINEAR_DECAY], index.linear_offsets, index.linear_items,
+                   index.linear_weights, count, scratch)  # fmt: skip
+    return _lists(found, TRANSITIONS, NOW, index.settings[TRANSITION_DECAY], index.transition_offsets,
+                  index.transition_items, index.transition_weights, count, scratch)  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
@@ -256,8 +270,5 @@ def ask(length: int, found: int, index: Index, scratch: Scratch) -> int:
     for t in range(matched):
         for variant in range(VARIANTS):
             overlap[sessions[t], variant] = 0.0
-    count = _lists(found, LINEAR, LINEAR_NOW, index.settings[LINEAR_DECAY], index.linear_offsets, index.linear_items,
-                   index.linear_weights, count, scratch)  # fmt: skip
-    count = _lists(found, TRANSITIONS, NOW, index.settings[TRANSITION_DECAY], index.transition_offsets,
-                   index.transition_items, index.transition_weights, count, scratch)  # fmt: skip
+    count = ask_lists(found, count, index, scratch)
     return _endings(length, count, index, scratch)

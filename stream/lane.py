@@ -131,6 +131,7 @@ class Tally:
     unknown_fields: int = 0
     labels_missed: int = 0
     duplicates: int = 0
+    degraded: dict[str, int] = field(default_factory=dict)
     timestamps: dict[str, list[NDArray[np.int64]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 

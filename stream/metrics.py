@@ -63,6 +63,8 @@ class Metrics:
         self.reasons = Counter("headrace_explained_alerts_total", "Alerts by whether there was time for all of their "
                                "reasons (full) or not (partial).", ["reasons"], registry=r)  # fmt: skip
         self.recommendations = Counter("headrace_recommendations_total", "Answered clicks.", registry=r)
+        self.degraded = Counter("headrace_degraded_recommendations_total",
+                                "Of these, clicks answered in a cheaper way.", ["rung"], registry=r)  # fmt: skip
         self.dead_letters = Counter("headrace_dead_letters_total", "Records that could not be decided.", ["reason"],
                                     registry=r)  # fmt: skip
         self.unknown_fields = Counter("headrace_unknown_field_records_total",
@@ -116,6 +118,8 @@ class Metrics:
         for kind, count in tally.reasons.items():
             self.reasons.labels(kind).inc(count)
         self.recommendations.inc(sum(map(len, tally.timestamps.get("recommendation", ()))))
+        for rung, count in tally.degraded.items():
+            self.degraded.labels(rung).inc(count)
         self.unknown_fields.inc(tally.unknown_fields)
         self.duplicates.inc(tally.duplicates)
         self.labels_missed.inc(tally.labels_missed)

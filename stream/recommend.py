@@ -11,9 +11,11 @@ all sessions. Where ``worker.repeat_buying`` is off, what was bought is left out
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from heapq import merge
 from itertools import islice, takewhile
+from time import perf_counter
 from typing import Any
 
 import msgspec
@@ -22,9 +24,11 @@ from numpy.typing import NDArray
 
 from features.decode import Bad, ClickBatch, ClickDecoder, Limits
 from features.hashing import hash_strings
-from features.messages import CLICK_ACTIONS, Recommendation, RecommendedItem
+from features.messages import CLICK_ACTIONS, Degraded, Recommendation, RecommendedItem
+from features.rungs import Asking
 from features.texts import Texts
 from features.watermark import UNMARKED, Watermark, advance
+from stream.ladder import Ladder
 from stream.lane import (
     Answers,
     Held,
@@ -113,6 +117,8 @@ class RecommendLane:
         self._decode = ClickDecoder(Limits(worker.message_bytes_max, int(worker.ahead_max_s * 1000))).decode
         self._partitions: dict[int, _Partition] = {}
         self._hits = self._misses = 0
+        self._ladder = Ladder(worker)
+        self._beside = ThreadPoolExecutor(1, "headrace-beside-clicks")
 
     def resume(self, partition: int, offsets: Mapping[str, int], watermark: Watermark = UNMARKED) -> None:
         """Start a partition at the applied ``offsets`` and watermark; nothing of it is cached."""
@@ -249,7 +255,8 @@ class RecommendLane:
 
     def compute(self, work: list[_Part], models: Any, cycle: int, tally: Tally) -> list[Produced]:
         """Fold each click into its session and answer it; the click itself counts in its answer."""
-        total = sum(len(part.records) for part in work)
+        start, total = perf_counter(), sum(len(part.records) for part in work)
+        rung = self._ladder.choose([record.timestamp for part in work for record in part.records])
         hashes, counts = np.zeros((total, SESSION_ITEMS), np.uint64), np.zeros(total, np.int64)
         with tally.stage("features"):
             row = 0
@@ -258,9 +265,14 @@ class RecommendLane:
         with tally.stage("model"):
             bought = [own for part in work for own in part.bought]
             self._start_from_earlier(work, models.recommender, hashes, counts)
-            items, scores = self._lists(models.recommender, hashes, counts, bought)
+            asking = Asking(rung, self._beside)
+            items, scores = self._lists(models.recommender, hashes, counts, bought, asking)
         with tally.stage("encode"):
-            return self._produced(work, models, items, scores, tally)
+            produced = self._produced(work, models, items, scores, tally, rung.label)
+        self._ladder.learn(rung, total, perf_counter() - start)
+        if rung.label is not None:
+            tally.add(tally.degraded, rung.label, total)
+        return produced
 
     def _fold(self, part: _Part, cycle: int, hashes: NDArray[np.uint64], counts: NDArray[np.int64], row: int) -> int:
         state, worker = self._partitions[part.partition], self._worker
@@ -309,11 +321,11 @@ class RecommendLane:
                 counts[row] = len(earlier[row])
                 hashes[row, : counts[row]] = earlier[row]
 
-    def _lists(self, model: Any, hashes: NDArray[np.uint64], counts: NDArray[np.int64], bought: Sequence[list[int]]
-               ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:  # fmt: skip
+    def _lists(self, model: Any, hashes: NDArray[np.uint64], counts: NDArray[np.int64], bought: Sequence[list[int]],
+               asking: Asking) -> tuple[NDArray[np.int32], NDArray[np.float32]]:  # fmt: skip
         """The best items and scores by click, without those that were bought."""
         k, most = self._worker.recommendations_k, max(map(len, bought), default=0)
-        items, scores = model.recommend_many(hashes, counts, k + most)
+        items, scores = model.recommend_many(hashes, counts, k + most, asking)
         for row in [row for row, own in enumerate(bought) if own]:
             own = bought[row]
             keep = np.flatnonzero(~np.isin(items[row], model.numbers_of(np.array(own, np.uint64))))
@@ -322,13 +334,14 @@ class RecommendLane:
         return items[:, :k], scores[:, :k]
 
     def _produced(self, work: list[_Part], models: Any, items: NDArray[np.int32], scores: NDArray[np.float32],
-                  tally: Tally) -> list[Produced]:  # fmt: skip
+                  tally: Tally, degraded: Degraded | None) -> list[Produced]:  # fmt: skip
         produced, row = [], 0
         for part in work:
             state, batch, lists = self._partitions[part.partition], part.batch, dict[str, bytes]()
             for i, record in enumerate(part.records):
                 source = source_id((self.topics[0], part.partition), record.offset)
-                message = self._answer(source, part, i, models, items[row].tolist(), scores[row].tolist())
+                message = self._answer(source, part, i, models, items[row].tolist(), scores[row].tolist(),
+                                       degraded)  # fmt: skip
                 part.answers.add(self._topic_names.recommendations, source, message)
                 if self._worker.list_ttl_s:
                     value = state.emitted.get(source, message[1])
@@ -347,8 +360,8 @@ class RecommendLane:
                                      lists))  # fmt: skip
         return produced
 
-    def _answer(self, source: str, part: _Part, i: int, models: Any, items: list[int], scores: list[float]
-                ) -> Message:  # fmt: skip
+    def _answer(self, source: str, part: _Part, i: int, models: Any, items: list[int], scores: list[float],
+                degraded: Degraded | None) -> Message:  # fmt: skip
         batch, model = part.batch, models.recommender
         message = Recommendation(
             recommendation_id=source,
@@ -361,6 +374,7 @@ class RecommendLane:
                    for number, score in zip(items, scores, strict=True) if number >= 0],
             model_version=models.version,
             long_session=part.long_session[i],
+            degraded=degraded,
         )  # fmt: skip
         key = batch.user_id[i] or batch.session_id[i]
         return key.encode(), msgspec.json.encode(message)

@@ -35,7 +35,8 @@ class Unscored:
         """No items."""
         return np.full(hashes.shape, -2, np.int32)
 
-    def recommend_many(self, hashes: NDArray[np.uint64], counts: NDArray[np.int64], k: int) -> Any:
+    def recommend_many(self, hashes: NDArray[np.uint64], counts: NDArray[np.int64], k: int,
+                       how: object = None) -> Any:  # fmt: skip
         """No items."""
         return np.full((len(hashes), 0), -1, np.int32), np.zeros((len(hashes), 0), np.float32)
 

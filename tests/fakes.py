@@ -238,7 +238,7 @@ class FakeFraud:
 class FakeRecommender:
     """Answers with the session's own items, newest first."""
 
-    def recommend_many(self, hashes: NDArray[np.uint64], counts: NDArray[np.int64], k: int) -> Any:
+    def recommend_many(self, hashes: NDArray[np.uint64], counts: NDArray[np.int64], k: int, how: Any = None) -> Any:
         """As Recommender."""
         items = np.full((len(hashes), k), -1, np.int32)
         for i, count in enumerate(counts):
@@ -298,7 +298,7 @@ class FakeWorker:
                 foreign_refresh_ms=refresh_ms,
                 ahead_max_s=86_400.0 * 365,
                 vector_sample=sample,
-                **{"reasons_share": 1.0} | worker,
+                **{"reasons_share": 1.0, "degrade": False} | worker,  # neither asks a clock
             ),
         )
         fraud = FraudLane(self.settings, build_catalogue(SCHEMA.transactions))

@@ -129,11 +129,11 @@ def test_a_label_that_waits_for_its_time_is_blamed_and_not_the_transaction_that_
 def test_clicks_and_the_decoder_are_searched_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     bad, real = int(item_number("item-poison")), FakeRecommender.recommend_many
 
-    def recommend(self: FakeRecommender, hashes: Any, counts: Any, k: int) -> Any:
+    def recommend(self: FakeRecommender, hashes: Any, counts: Any, k: int, how: Any = None) -> Any:
         newest = [int(row[n - 1] % np.uint64(1 << 31)) for row, n in zip(hashes, counts, strict=True)]
         if bad in newest:
             raise ValueError("no such item")
-        return real(self, hashes, counts, k)
+        return real(self, hashes, counts, k, how)
 
     async def run() -> World:
         world = filled()
