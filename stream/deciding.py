@@ -7,7 +7,7 @@ On redelivery the same transactions come again; those that were answered get the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.messages import ACTIONS
+from features.engine import Operations
+from features.kernel import LABEL
+from features.messages import ACTIONS, Reason
+from features.rule_machine import Columns
+from features.rules import Rule
 from features.scoring import FraudModel
 from features.texts import Texts
 from stream.intake import Emitted, Part
+from stream.lane import Tally
+from stream.rules import RuleCounts, RulesHolder, RulesInUse
 from stream.settings import WorkerSettings
 
 Floats = NDArray[np.float64]
@@ -54,6 +60,19 @@ class Seen:
         """The schema's categorical fields in its order as buckets of 0..255, float64[n, categorical]."""
         return self._joined([part.batch.categories for part in self.parts])
 
+    @property
+    def texts(self) -> NDArray[np.int64]:
+        """Hashes of the ids of every entity and then of every categorical field, int64[n, texts]."""
+        width = [len(part.hashes) + part.batch.category_hash.shape[1] for part in self.parts]
+        found, first = np.empty((len(self), max(width, default=0)), np.int64), 0
+        for part in self.parts:
+            entities, n = len(part.hashes), len(part.records)
+            for e, hashes in enumerate(part.hashes):
+                found[first : first + n, e] = hashes[:n]
+            found[first : first + n, entities:] = part.batch.category_hash
+            first += n
+        return found
+
     def ids(self, entity: int) -> Texts:
         """Ids of one entity of the schema (0: the key), n of them."""
         return Texts.concat([part.batch.entities[entity] for part in self.parts])
@@ -74,7 +93,7 @@ class Decided:
     ``score`` and ``anomaly`` float64[n] in 0..1; ``action`` int8[n], an index of ``ACTIONS``; ``review_score``
     float64[n]: the review threshold in force, NaN where no score was compared; ``degraded`` int8[n], an index of
     ``DEGRADED``. ``hits`` bool[n, R] says which of the R ``rules`` hit, and ``watching`` bool[R] which of them only
-    watch; None where no rule hit anything.
+    watch; None where no rule hit anything. ``reasons`` gives those that asked for an action.
     """
 
     score: Floats
@@ -85,12 +104,15 @@ class Decided:
     hits: NDArray[np.bool_] | None = None
     rules: Sequence[str] = ()
     watching: NDArray[np.bool_] | None = None
+    reasons: Callable[[NDArray[np.bool_], int], list[Rule]] | None = None
 
     def adopt(self, i: int, emitted: Emitted) -> None:
         """Put a decision that was emitted before in the place of row ``i``."""
         self.score[i], self.anomaly[i], self.action[i] = emitted.score, emitted.anomaly, ACTIONS.index(emitted.action)
         self.review_score[i] = np.nan if emitted.review_score is None else emitted.review_score
         self.degraded[i] = DEGRADED.index(emitted.degraded) if emitted.degraded in DEGRADED else 0
+        if self.hits is not None:
+            self.hits[i] = np.isin(self.rules, [*emitted.rules, *emitted.shadow_rules])
 
     def names(self, i: int, *, watching: bool) -> list[str]:
         """The rules that hit row ``i``: those that only watch, or those that count."""
@@ -98,12 +120,23 @@ class Decided:
             return []
         return [self.rules[r] for r in np.flatnonzero(self.hits[i] & (self.watching == watching)).tolist()]
 
+    def rule_reasons(self, i: int) -> list[Reason]:
+        """What the rules say that asked for the action of row ``i``; a rule has no share of the score."""
+        if self.hits is None or self.reasons is None:
+            return []
+        found = self.reasons(self.hits[i], int(self.action[i]))
+        codes = [f"rule:{rule.name}" for rule in found]
+        return [Reason(code=code, feature=code, value=None, contribution=None, text=rule.reason)
+                for code, rule in zip(codes, found, strict=True)]  # fmt: skip
+
 
 class Policy:
-    """The decision policy of the settings."""
+    """The decision policy of the settings, and the rules beside it."""
 
-    def __init__(self, worker: WorkerSettings) -> None:
+    def __init__(self, worker: WorkerSettings, rules: RulesHolder | None = None) -> None:
         self._worker = worker
+        self._rules = rules
+        self._counts = RuleCounts()
 
     def decide(self, seen: Seen, model: FraudModel, beside: Executor | None = None) -> Decided:
         """Score and decide; ``beside`` is for a second thread, see :meth:`FraudModel.score_many`."""
@@ -112,7 +145,34 @@ class Policy:
         score, anomaly = np.round(score, _ROUND), np.round(anomaly, _ROUND)
         review, block = self._thresholds(model)
         action = np.where(score >= block, 2, np.where(score >= review, 1, 0)).astype(np.int8)
-        return Decided(score, anomaly, action, np.full(n, review), np.zeros(n, np.int8))
+        decided = Decided(score, anomaly, action, np.full(n, review), np.zeros(n, np.int8))
+        if self._rules is not None and n:
+            self._apply(self._rules.current, seen, decided)
+        return decided
+
+    def _apply(self, in_use: RulesInUse, seen: Seen, decided: Decided) -> None:
+        """Have the rules change the actions, and note which hit."""
+        hits = in_use.judge(Columns(seen.x, decided.score, decided.anomaly, seen.time, seen.texts))
+        if hits.matrix.any():
+            decided.action = hits.applied(decided.action)
+            decided.hits, decided.rules, decided.watching = hits.matrix, in_use.rules.names, in_use.rules.shadow
+            decided.reasons = in_use.rules.reasons
+
+    def count(self, operations: Operations, rows: NDArray[np.int64], repeat: NDArray[np.int8], decided: Decided,
+              tally: Tally) -> None:  # fmt: skip
+        """Count what the rules hit, and the verdicts on what they hit before.
+
+        ``rows`` int64[n] are the transactions among the operations, ``repeat`` int8[n] those that were decided before.
+        """
+        if self._rules is None:
+            return
+        labels = operations.kind == LABEL
+        if labels.any():
+            self._counts.verdicts(operations.event_hash[labels], operations.fraud[labels], tally)
+        if decided.hits is not None and decided.watching is not None:
+            first = repeat == 0
+            keys = tuple(zip(decided.rules, decided.watching.tolist(), strict=True))
+            self._counts.hits(keys, decided.hits[first], operations.event_hash[rows][first], tally)
 
     def _thresholds(self, model: FraudModel) -> tuple[float, float]:
         worker, found = self._worker, model.thresholds

@@ -141,7 +141,7 @@ class Explaining:
         batch, decided = part.batch, cycle.decided
         source = source_id((self._topics.transactions, part.partition), part.records[i].offset)
         emitted, review = state.emitted.get(source), float(decided.review_score[row])
-        reasons = cycle.reasons.get(row, [])
+        reasons = [*decided.rule_reasons(row), *cycle.reasons.get(row, [])]
         facts = {
             "decision_id": source,
             "event_id": batch.event_id[i],

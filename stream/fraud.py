@@ -41,6 +41,7 @@ from stream.lane import (
     source_id,
 )
 from stream.resp import Wired
+from stream.rules import RulesHolder
 from stream.settings import Settings
 from stream.store import FIELDS_MAX, HEAD, head_watermark
 from stream.vectors import VectorLog
@@ -54,7 +55,8 @@ class FraudLane:
 
     name = "fraud"
 
-    def __init__(self, settings: Settings, catalogue: Catalogue, log: VectorLog | None = None) -> None:
+    def __init__(self, settings: Settings, catalogue: Catalogue, log: VectorLog | None = None,
+                 rules: RulesHolder | None = None) -> None:  # fmt: skip
         worker, topics = settings.worker, settings.topics
         schema = catalogue.schema
         self.catalogue = catalogue
@@ -64,7 +66,7 @@ class FraudLane:
         self.records_max = FIELDS_MAX // (2 * len(schema.entities)) - 1  # transactions and labels, each its entities
         self.cache_bytes = worker.cache_mb * 1_000_000
         self._topic_names = topics
-        self._policy = Policy(worker)
+        self._policy = Policy(worker, rules)
         self._explaining = Explaining(settings, catalogue)
         self._intake = Intake(settings, schema, self.records_max)
         self.caches = tuple(
@@ -199,6 +201,7 @@ class FraudLane:
             if any(emitted):
                 adopt_emitted(seen, decided, emitted, self.topics[0])
             self._remember(operations, folded, rows, decided)
+        self._policy.count(operations, rows, folded.repeat[rows], decided, tally)
         tally.labels_missed += int(folded.missed.sum())
         tally.duplicates += int(folded.repeat.sum())
         if self._log is not None:

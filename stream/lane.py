@@ -67,6 +67,7 @@ class StandIn:
 Records = Mapping[str, Sequence[Record]]  # of one partition number: topic to records in offset order
 
 
+Name = TypeVar("Name")
 Target = tuple[str, int]  # a topic and one of its partitions
 Message = tuple[bytes, bytes]  # key and value to produce
 
@@ -121,6 +122,7 @@ class Tally:
     """Counts of one cycle, for the metrics.
 
     ``timestamps`` are the Kafka times (int64[n], ms) of what was answered, by kind, one array for each partition.
+    ``rule_hits`` are by rule and whether it is in shadow, ``rule_labels`` by that and whether the label says fraud.
     """
 
     events: dict[str, int] = field(default_factory=dict)
@@ -132,6 +134,8 @@ class Tally:
     labels_missed: int = 0
     duplicates: int = 0
     degraded: dict[str, int] = field(default_factory=dict)
+    rule_hits: dict[tuple[str, bool], int] = field(default_factory=dict)
+    rule_labels: dict[tuple[tuple[str, bool], bool], int] = field(default_factory=dict)
     timestamps: dict[str, list[NDArray[np.int64]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -144,7 +148,7 @@ class Tally:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
 
-    def add(self, counts: dict[str, int], name: str, count: int = 1) -> None:
+    def add(self, counts: dict[Name, int], name: Name, count: int = 1) -> None:
         """Add to one of the counters."""
         if count:
             counts[name] = counts.get(name, 0) + count

@@ -18,6 +18,7 @@ from stream.lane import Held, Tally
 
 _BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5,
             5, 10, 30)  # fmt: skip
+_YES = ("no", "yes")
 STAGES = ("decode", "read", "features", "model", "encode", "produce", "apply")
 
 
@@ -93,6 +94,14 @@ class Metrics:
                              registry=r)  # fmt: skip
         self.lists_lost = Counter("headrace_lists_lost_total", "Lists for pulling that could not be written to Redis.",
                                   registry=r)  # fmt: skip
+        self.rule_hits = Counter("headrace_rule_hits_total", "Transactions that a rule hit, repeats left out.",
+                                 ["rule", "shadow"], registry=r)  # fmt: skip
+        self.rule_labels = Counter("headrace_rule_labels_total", "First labels of what a rule hit, by what they say.",
+                                   ["rule", "shadow", "fraud"], registry=r)  # fmt: skip
+        self.rules = Gauge("headrace_rules_info", "1 for the version of the rules in use.", ["version"], registry=r)
+        self.rules_refused = Counter("headrace_rules_refusals_total", "Changes of the rules that were refused; the "
+                                     "ones before stay in use.", registry=r)  # fmt: skip
+        self.list_entries = Gauge("headrace_rule_list_entries", "Ids in a list that rules ask.", ["list"], registry=r)
         self.in_flight = Gauge("headrace_cycles_in_flight", "Cycles scored and not yet applied.", registry=r)
         self.ready = Gauge("headrace_ready", "1 once partitions are assigned and models are loaded.", registry=r)
 
@@ -123,6 +132,10 @@ class Metrics:
         self.unknown_fields.inc(tally.unknown_fields)
         self.duplicates.inc(tally.duplicates)
         self.labels_missed.inc(tally.labels_missed)
+        for (rule, shadow), count in tally.rule_hits.items():
+            self.rule_hits.labels(rule, _YES[shadow]).inc(count)
+        for ((rule, shadow), fraud), count in tally.rule_labels.items():
+            self.rule_labels.labels(rule, _YES[shadow], _YES[fraud]).inc(count)
         for stage, seconds in tally.seconds.items():
             self.stage.labels(stage).observe(seconds)
         for kind, timestamps in tally.timestamps.items():
@@ -142,6 +155,17 @@ class Metrics:
                 before = self._lookups.get((entity, found), 0)
                 self.cache_lookups.labels(entity, found).inc(count - before)
                 self._lookups[entity, found] = count
+
+    def set_rules(self, version: str) -> None:
+        """The version of the rules in use; the earlier one disappears."""
+        self.rules.clear()
+        self.rules.labels(version).set(1)
+
+    def set_lists(self, entries: Mapping[str, int]) -> None:
+        """How many ids each list holds."""
+        self.list_entries.clear()
+        for name, count in entries.items():
+            self.list_entries.labels(name).set(count)
 
     def set_model(self, version: str) -> None:
         """The model version in use; the earlier one disappears."""

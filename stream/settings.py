@@ -176,6 +176,7 @@ class WorkerSettings:
     review_score: Probability | None = None
     block_score: Probability | None = None
     reasons_share: Probability = 0.1
+    rules: Path | None = None
     recommendations_k: Annotated[int, Meta(ge=1, le=1000)] = 20
     message_bytes_max: Annotated[int, Meta(ge=1024, le=2**28)] = 1_000_000
     ahead_max_s: Seconds = 3600.0

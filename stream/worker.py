@@ -46,6 +46,7 @@ from stream.metrics import Metrics
 from stream.models import ModelHolder
 from stream.publisher import Publisher
 from stream.recommend import RecommendLane
+from stream.rules import RulesHolder
 from stream.settings import KafkaSettings, Settings
 from stream.station import Station
 from stream.store import StateStore
@@ -70,6 +71,7 @@ class Parts:
     publisher: Publisher
     tails: TailReader
     models: ModelHolder
+    rules: RulesHolder | None
     lists: ListWriter | None
 
     async def close(self) -> None:
@@ -93,6 +95,8 @@ class _Companion(Service):
 
     async def on_start(self) -> None:
         _ = self.add_future(self._parts.models.watch(self._poll_s))
+        if self._parts.rules is not None:
+            _ = self.add_future(self._parts.rules.watch(self._poll_s))
         _ = self.add_future(self._sweeper.run())
         _ = self.add_future(_give_back_after_bursts(self._pipeline))
 
@@ -142,8 +146,9 @@ class _Worker(faust.Worker):
 
 
 async def _connect(settings: Settings, metrics: Metrics, schema: Schema) -> Parts:
-    names = build_catalogue(schema.transactions).names
-    models = ModelHolder(settings.artifacts, schema.hash, names, metrics, meanwhile=warm)
+    catalogue, file = build_catalogue(schema.transactions), settings.worker.rules
+    rules = None if file is None else RulesHolder(file, catalogue, metrics)
+    models = ModelHolder(settings.artifacts, schema.hash, catalogue.names, metrics, meanwhile=warm)
     redis = redis_client(settings.redis)
     await patiently(lambda: check_redis(redis, settings.redis), log, back="Redis can be reached now")
     await patiently(lambda: require_all_topics(settings), log, back=_KAFKA_BACK)
@@ -153,7 +158,7 @@ async def _connect(settings: Settings, metrics: Metrics, schema: Schema) -> Part
     await patiently(tails.start, log, back=_KAFKA_BACK)
     ttl_s = settings.worker.list_ttl_s
     lists = ListWriter(redis, settings.redis, ttl_s, metrics) if ttl_s else None
-    return Parts(redis, publisher, tails, models, lists)
+    return Parts(redis, publisher, tails, models, rules, lists)
 
 
 async def _started_producer(kafka: KafkaSettings) -> AIOKafkaProducer:
@@ -167,13 +172,13 @@ async def _started_producer(kafka: KafkaSettings) -> AIOKafkaProducer:
     return producer
 
 
-def _lanes(settings: Settings, schema: Schema, models: ModelHolder) -> list[Lane]:
+def _lanes(settings: Settings, schema: Schema, models: ModelHolder, rules: RulesHolder | None) -> list[Lane]:
     """The lanes that the published models can serve."""
     lanes: list[Lane] = []
     if models.current.fraud is not None:
         directory = settings.worker.vector_log
         catalogue = build_catalogue(schema.transactions)
-        lanes.append(FraudLane(settings, catalogue, VectorLog(directory) if directory else None))
+        lanes.append(FraudLane(settings, catalogue, VectorLog(directory) if directory else None, rules))
     if models.current.recommender is not None:
         lanes.append(RecommendLane(settings))
     if not lanes:
@@ -221,7 +226,7 @@ def run(settings: Settings, schema: Schema) -> None:
     port = metrics.serve(settings.worker.metrics_host, settings.worker.metrics_port)
     log.info("metrics on http://%s:%d/metrics", settings.worker.metrics_host, port)
     parts = loop.run_until_complete(_connect(settings, metrics, schema))
-    lanes = _lanes(settings, schema, parts.models)
+    lanes = _lanes(settings, schema, parts.models, parts.rules)
     stations = [Station(lane, StateStore(parts.redis, settings.redis, settings.worker.group, lane.name), {},
                         lists=parts.lists if lane.name == RecommendLane.name else None) for lane in lanes]  # fmt: skip
     pipeline = Pipeline(stations, parts.publisher, parts.tails, parts.models, metrics, schema.hash,

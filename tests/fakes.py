@@ -24,6 +24,7 @@ from stream.fraud import FraudLane
 from stream.lane import Lane, Message, Target
 from stream.metrics import Metrics
 from stream.recommend import RecommendLane
+from stream.rules import RulesHolder
 from stream.settings import Settings, TopicSettings, WorkerSettings
 from stream.station import Bounds, Station
 from stream.store import HEAD, Write, conflict
@@ -269,9 +270,10 @@ class World:
         self.recommender: Any = FakeRecommender()
 
     def worker(self, *, in_flight: int = 4, cache: int = 1000, refresh_ms: int = 0, shift: float = 0.0,
-               lease_s: float = 60.0, sample: float = 0.0, **worker: Any) -> FakeWorker:  # fmt: skip
+               lease_s: float = 60.0, sample: float = 0.0, rules: RulesHolder | None = None,
+               **worker: Any) -> FakeWorker:  # fmt: skip
         """A worker that has read nothing yet."""
-        return FakeWorker(self, in_flight, cache, refresh_ms, shift, lease_s, sample, **worker)
+        return FakeWorker(self, in_flight, cache, refresh_ms, shift, lease_s, sample, rules, **worker)
 
     def answers(self, topic: str) -> list[dict[str, Any]]:
         """All messages of an output topic."""
@@ -288,7 +290,8 @@ class FakeWorker:
     """A pipeline and how far it has read."""
 
     def __init__(self, world: World, in_flight: int, cache: int, refresh_ms: int, shift: float,
-                 lease_s: float, sample: float = 0.0, **worker: Any) -> None:  # fmt: skip
+                 lease_s: float, sample: float = 0.0, rules: RulesHolder | None = None,
+               **worker: Any) -> None:  # fmt: skip
         n = world.log.partitions
         self.world = world
         self.settings = Settings(
@@ -301,7 +304,7 @@ class FakeWorker:
                 **{"reasons_share": 1.0, "degrade": False} | worker,  # neither asks a clock
             ),
         )
-        fraud = FraudLane(self.settings, build_catalogue(SCHEMA.transactions))
+        fraud = FraudLane(self.settings, build_catalogue(SCHEMA.transactions), rules=rules)
         fraud.cache_bytes = cache * fraud.caches[-1].row_bytes
         lanes: list[Lane] = [fraud, RecommendLane(self.settings)]
         self.stores = {lane.name: MemoryStore(world.hashes[lane.name], lane.name) for lane in lanes}
@@ -309,8 +312,9 @@ class FakeWorker:
         self.publisher = MemoryPublisher(world.outputs)
         current = SimpleNamespace(version="000001", fraud=FakeFraud(shift), recommender=world.recommender)
         models = SimpleNamespace(current=current)
+        self.metrics = Metrics()
         self.pipeline = Pipeline(stations, self.publisher, MemoryTails(world.outputs), models,  # type: ignore[arg-type]
-                                 Metrics(), SCHEMA.hash, in_flight, lease_s)  # fmt: skip
+                                 self.metrics, SCHEMA.hash, in_flight, lease_s)  # fmt: skip
         self.positions: dict[Target, int] = {}
 
     async def take_over(self, partitions: Sequence[int] | None = None) -> None:
