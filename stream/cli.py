@@ -38,6 +38,7 @@ from stream.options import (
     settings_of,
 )
 from stream.processes import ONE_THREAD
+from stream.questions import questions
 from stream.rule_commands import rules
 from stream.settings import named_settings
 
@@ -386,6 +387,7 @@ def repartition(
 
 
 app.add_typer(backtests, name="backtest")
+app.add_typer(questions)
 app.add_typer(rules, name="rules")
 
 

@@ -18,7 +18,8 @@ from stream.embedded import Broker, RedisServer, free_port
 from stream.settings import TopicSettings
 from tests.servers import fresh_name
 
-COMMANDS = ("up", "train", "trainer", "worker", "replay", "watch", "topics", "doctor", "schema", "repartition")
+COMMANDS = ("up", "train", "trainer", "worker", "replay", "watch", "topics", "doctor", "schema", "repartition",
+            "recommend", "similar")  # fmt: skip
 LOGINS = Path(__file__).parents[1] / "examples" / "logins.toml"
 
 
