@@ -26,11 +26,13 @@ from features.recordbatch import Columns, record_batch
 from features.rowindex import RowIndex, merge_all
 from features.rule_machine import Columns as RuleColumns
 from features.rules import Rules
+from features.rungs import Asking, Rung
 from features.schema import load_schema
 from features.shap import Explainer
 from features.sources import REACH, VARIANTS
 from features.texts import Texts
 from features.trees import FlatTrees
+from features.trends import Counts, blend, count_clicks, scale_down
 
 
 def warm() -> None:
@@ -119,7 +121,14 @@ def _warm_recommender() -> None:
         "transition_weights": np.zeros(0, np.float32), "variants": np.ones((VARIANTS, 2)), "settings": np.ones(7),
     }  # fmt: skip
     model = Recommender.from_arrays(arrays)
-    model.recommend_many(hash_strings(["a"]).reshape(1, 1), np.ones(1, np.int64), 1)
+    one, weights = hash_strings(["a"]), np.ones(1, np.float32)
+    for rung in Rung:
+        model.recommend_many(one.reshape(1, 1), np.ones(1, np.int64), 1, Asking(rung))
+    counts = Counts.empty()
+    count_clicks(one, one, one, np.ones(1), counts, np.zeros(1, np.int64))
+    scale_down(0.5, counts)
+    blend(one, zero, counts, np.full(len(counts.items), -1, np.int32), 1.0, 1.0, zero, weights, zero, weights,
+          np.zeros((1, 1), np.int32), np.zeros((1, 1), np.float32), np.ones(1, np.int32))  # fmt: skip
 
 
 if __name__ == "__main__":

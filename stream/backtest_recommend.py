@@ -85,7 +85,7 @@ class _Replay:
         self._settings = replace(
             settings,
             topics=replace(settings.topics, click_partitions=1),
-            worker=replace(settings.worker, recommendations_k=k, list_ttl_s=0, degrade=False),
+            worker=replace(settings.worker, recommendations_k=k, list_ttl_s=0, degrade=False, online_learning=False),
         )
         self._lane = RecommendLane(self._settings)
         self._lane.resume(0, {})

@@ -81,7 +81,8 @@ class Rebuild:
 
     def __init__(self, settings: Settings, schema: Schema, stores: Mapping[str, StateStore], archive: Archive | None,
                  models: Any) -> None:  # fmt: skip
-        worker = replace(settings.worker, vector_log=None, vector_sample=0.0, list_ttl_s=0)
+        worker = replace(settings.worker, vector_log=None, vector_sample=0.0, list_ttl_s=0, degrade=False,
+                         online_learning=False)  # fmt: skip
         self._settings = settings = replace(settings, worker=worker)
         self._schema = schema
         self._archive = archive

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import merge
 from itertools import islice, takewhile
 from time import perf_counter
@@ -59,6 +60,7 @@ from stream.sessions import (
     fold,
 )
 from stream.settings import Settings
+from stream.trending import Trends
 
 _BUY = CLICK_ACTIONS.index("buy")
 _SESSION, _USER = b"session:", b"user:"  # of fields in Redis
@@ -118,6 +120,7 @@ class RecommendLane:
         self._partitions: dict[int, _Partition] = {}
         self._hits = self._misses = 0
         self._ladder = Ladder(worker)
+        self._trends = Trends(worker.online_half_life_s) if worker.online_learning else None
         self._beside = ThreadPoolExecutor(1, "headrace-beside-clicks")
 
     def resume(self, partition: int, offsets: Mapping[str, int], watermark: Watermark = UNMARKED) -> None:
@@ -266,9 +269,13 @@ class RecommendLane:
             bought = [own for part in work for own in part.bought]
             self._start_from_earlier(work, models.recommender, hashes, counts)
             asking = Asking(rung, self._beside)
+            if self._trends is not None:
+                asking = Asking(rung, self._beside, *self._trends.popular(models.recommender))
             items, scores = self._lists(models.recommender, hashes, counts, bought, asking)
         with tally.stage("encode"):
             produced = self._produced(work, models, items, scores, tally, rung.label)
+        if self._trends is not None:
+            self._trends.learn_all(work, hashes, counts)
         self._ladder.learn(rung, total, perf_counter() - start)
         if rung.label is not None:
             tally.add(tally.degraded, rung.label, total)
@@ -326,6 +333,9 @@ class RecommendLane:
         """The best items and scores by click, without those that were bought."""
         k, most = self._worker.recommendations_k, max(map(len, bought), default=0)
         items, scores = model.recommend_many(hashes, counts, k + most, asking)
+        if self._trends is not None:
+            self._trends.blend(model, hashes[np.arange(len(counts)), counts - 1], items, scores,
+                               (items >= 0).sum(1, dtype=np.int32))  # fmt: skip
         for row in [row for row, own in enumerate(bought) if own]:
             own = bought[row]
             keep = np.flatnonzero(~np.isin(items[row], model.numbers_of(np.array(own, np.uint64))))
@@ -363,6 +373,7 @@ class RecommendLane:
     def _answer(self, source: str, part: _Part, i: int, models: Any, items: list[int], scores: list[float],
                 degraded: Degraded | None) -> Message:  # fmt: skip
         batch, model = part.batch, models.recommender
+        id_of = model.item_id if self._trends is None else partial(self._trends.item_id, model)
         message = Recommendation(
             recommendation_id=source,
             event_id=batch.event_id[i],
@@ -370,7 +381,7 @@ class RecommendLane:
             user_id=batch.user_id[i],
             item_id=batch.item_id[i],
             event_time=int(batch.time[i]),
-            items=[RecommendedItem(item_id=model.item_id(number), score=round(score, 6))
+            items=[RecommendedItem(item_id=id_of(number), score=round(score, 6))
                    for number, score in zip(items, scores, strict=True) if number >= 0],
             model_version=models.version,
             long_session=part.long_session[i],

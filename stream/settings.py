@@ -186,6 +186,8 @@ class WorkerSettings:
     user_days: Annotated[float, Meta(gt=0, le=3650)] = 365.0
     repeat_buying: bool = True
     list_ttl_s: Annotated[int, Meta(ge=0, le=31_536_000)] = 600
+    online_learning: bool = True
+    online_half_life_s: Seconds = 1800.0
     degrade: bool = True
     answer_deadline_ms: Annotated[int, Meta(ge=1, le=86_400_000)] = 100
     sweep_every_s: Seconds = 3600.0

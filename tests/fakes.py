@@ -301,7 +301,7 @@ class FakeWorker:
                 foreign_refresh_ms=refresh_ms,
                 ahead_max_s=86_400.0 * 365,
                 vector_sample=sample,
-                **{"reasons_share": 1.0, "degrade": False} | worker,  # neither asks a clock
+                **{"reasons_share": 1.0, "degrade": False, "online_learning": False} | worker,
             ),
         )
         fraud = FraudLane(self.settings, build_catalogue(SCHEMA.transactions), rules=rules)

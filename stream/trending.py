@@ -1,0 +1,165 @@
+"""Online learning between refits: live clicks move the lists at once, and fade.
+
+In: the clicks that the recommendation lane counts. Out: candidate lists with what is wanted now blended in. State
+owned: counts of a fixed size (:mod:`features.trends`), in the memory of one worker, from the partitions that it holds.
+So they are approximate where several workers share the clicks, and start empty in a new process; nothing of it is in
+Redis. A click that is read again after a failure is not counted twice.
+
+What the model says counts as so many visitors, what was seen since as those who came: the blend is the mean of both
+(the posterior mean of a Dirichlet prior). Clicks count by their event times, of which none is taken for later than the
+partition's watermark, so that one click from the future moves nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.decode import ClickBatch
+from features.hashing import hash_strings
+from features.recommender import Recommender
+from features.sources import EXCLUDE_CURRENT
+from features.toplist import Floats, Ints
+from features.trends import Counts, blend, count_clicks, scale_down
+from features.watermark import UNMARKED
+from stream.lane import Record
+
+STEP_VISITORS, POPULAR_VISITORS = 60.0, 500.0  # that the model's shares are worth
+_POPULAR, _LIFTED, _LIFT_VISITORS = 1024, 16, 3.0
+_LIFT = 0.5  # of what an item is wanted more than the model knows, its gain in every list
+_REFRESH_CLICKS = 32
+_SCALE_MAX = 40.0  # half-lives; 2**40 is far from any limit
+
+Hashes = NDArray[np.uint64]
+Longs = NDArray[np.int64]
+
+
+class ClickPart(Protocol):
+    """What is used of one partition's share of a cycle."""
+
+    partition: int
+    records: list[Record]
+    batch: ClickBatch
+    marks: Longs
+    long_session: list[bool]
+
+
+class Trends:
+    """What one worker's clicks say since its start."""
+
+    def __init__(self, half_life_s: float) -> None:
+        self._half_ms = half_life_s * 1000
+        self._counts = Counts.empty()
+        self._ids: dict[int, str] = {}  # of counted items, by slot
+        self._from_ms = self._now_ms = 0  # where weights are 1, and the newest time that counted
+        self._counted: dict[int, int] = {}  # the next offset, by partition
+        self._fresh = 0  # clicks since the lists below were made
+        self._model: Recommender | None = None
+        self._places = np.full(len(self._counts.items), -1, np.int32)
+        self._popular: tuple[Ints, Floats] = np.zeros(0, np.int32), np.zeros(0, np.float32)
+        self._lifted: tuple[Ints, Floats] = np.zeros(0, np.int32), np.zeros(0, np.float32)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the counts."""
+        return sum(array.nbytes for array in self._counts) + self._places.nbytes
+
+    def item_id(self, model: Recommender, place: int) -> str:
+        """The id of a place: the model's number, or beyond them n + slot of an item that it does not know."""
+        return model.item_id(place) if place < model.items else self._ids[place - model.items]
+
+    def learn(self, partition: int, offsets: Sequence[int], viewed: Sequence[str], before: Hashes,
+              visitors: Sequence[str], times: Longs, marks: Longs, counts: NDArray[np.bool_]) -> None:  # fmt: skip
+        """Count n clicks of one partition in the order of their offsets.
+
+        ``before`` uint64[n] is the hash of the item viewed before in the session, 0 for none; ``times`` and ``marks``
+        (watermarks) int64[n] in ms; ``counts`` bool[n] whether a click may count.
+        """
+        first = self._counted.get(partition, 0)
+        wanted = counts & (np.array(offsets, np.int64) >= first)
+        self._counted[partition] = max(first, offsets[-1] + 1)
+        if not wanted.any():
+            return
+        time = np.where(marks > UNMARKED.time, np.minimum(times, marks), times)
+        self._pass_time(int(time[wanted].max()))
+        weight = np.where(wanted, np.exp2((time - self._from_ms) / self._half_ms), 0.0)
+        slots = np.empty(len(weight), np.int64)
+        count_clicks(hash_strings(list(viewed)), before, hash_strings(list(visitors)), weight, self._counts, slots)
+        for i in np.flatnonzero(slots >= 0).tolist():
+            self._ids[int(slots[i])] = viewed[i]
+        self._fresh += int(wanted.sum())
+
+    def learn_all(self, work: Sequence[ClickPart], hashes: Hashes, counts: Longs) -> None:
+        """Count the clicks of a cycle; ``hashes`` and ``counts`` are the queries that were made of them.
+
+        What a long session clicks does not count: it is not a person's.
+        """
+        last = np.arange(len(counts)), np.maximum(counts - 2, 0)
+        before, row = np.where(counts > 1, hashes[last], np.uint64(0)), 0
+        for part in work:
+            batch, rows = part.batch, slice(row, row + len(part.records))
+            row = rows.stop
+            if part.records:
+                visitors = [user or session for user, session in zip(batch.user_id, batch.session_id, strict=True)]
+                self.learn(part.partition, [record.offset for record in part.records], batch.item_id, before[rows],
+                           visitors, batch.time, part.marks, ~np.array(part.long_session, np.bool_))  # fmt: skip
+
+    def _pass_time(self, now_ms: int) -> None:
+        if self._from_ms == 0:
+            self._from_ms = now_ms
+        self._now_ms = max(self._now_ms, now_ms)
+        passed = (self._now_ms - self._from_ms) / self._half_ms
+        if passed > _SCALE_MAX:
+            scale_down(2.0 ** -min(passed, 1000.0), self._counts)
+            self._from_ms = self._now_ms
+
+    @property
+    def _worth(self) -> float:
+        """What a weight is worth now, in visitors."""
+        return math.exp2(-(self._now_ms - self._from_ms) / self._half_ms)
+
+    def blend(self, model: Recommender, viewed: Hashes, items: Ints, scores: Floats, sizes: Ints) -> None:
+        """Blend what is wanted now into candidate lists, see :func:`features.trends.blend`."""
+        if not self._ids:
+            return
+        self._renew(model)
+        numbers = model.numbers_of(viewed)
+        excluded = numbers if model.settings[EXCLUDE_CURRENT] else np.full(len(viewed), -1, np.int32)
+        blend(viewed, excluded, self._counts, self._places, self._worth, STEP_VISITORS, *self._lifted, *self._popular,
+              items, scores, sizes)  # fmt: skip
+
+    def popular(self, model: Recommender) -> tuple[Ints, Floats]:
+        """What is wanted now, best first, as :class:`features.rungs.Asking` takes it."""
+        self._renew(model)
+        places, shares = self._popular
+        return places, shares / shares[:1]
+
+    def _renew(self, model: Recommender) -> None:
+        if self._ids and (model is not self._model or self._fresh >= _REFRESH_CLICKS):
+            self._refresh(model)
+
+    def _refresh(self, model: Recommender) -> None:
+        """Number the counted items as the model does, and list what is wanted."""
+        self._model, self._fresh = model, 0
+        counts, n = self._counts, model.items
+        used = np.flatnonzero(counts.items)
+        numbers = model.numbers_of(counts.items[used])
+        self._places[used] = np.where(numbers >= 0, numbers, n + used)
+        worth, places = self._worth, self._places[used]
+        visitors, total = counts.weight[used] * worth, counts.total[0] * worth
+        share = model.popularity.astype(np.float64) / model.popularity.sum(dtype=np.float64)
+        own = np.where(numbers >= 0, share[np.maximum(numbers, 0)], 0.0)
+        mean = (POPULAR_VISITORS * own + visitors) / (POPULAR_VISITORS + total)
+        lift = np.where(visitors >= _LIFT_VISITORS, mean - own, 0.0)
+        best = np.argsort(-lift, kind="stable")[:_LIFTED]
+        best = best[lift[best] > 0]
+        self._lifted = places[best], (lift[best] * _LIFT).astype(np.float32)
+        known = np.setdiff1d(np.arange(min(n, _POPULAR), dtype=np.int32), places)
+        every = np.concatenate([places, known])
+        mean = np.concatenate([mean, share[known] * POPULAR_VISITORS / (POPULAR_VISITORS + total)])
+        best = np.lexsort((every, -mean))[:_POPULAR]
+        self._popular = every[best].astype(np.int32), mean[best].astype(np.float32)

@@ -1,0 +1,152 @@
+"""Online learning: what is wanted now is recommended minutes later, fades, and is not for one visitor to decide."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from features.hashing import hash_strings
+from features.recommender import Recommender
+from stream.lane import Tally
+from stream.recommend import RecommendLane
+from stream.settings import Settings
+from stream.trending import Trends
+from tests.sessions import checkerboard, fitted
+from tests.test_lane import Sent
+
+NOON_MS = 1_700_000_400_000
+MINUTE_MS, HALF_LIFE_S = 60_000, 1800.0
+Click = tuple[str, str, int]  # session, item, time
+
+
+@pytest.fixture(scope="module")
+def model() -> Recommender:
+    return fitted(checkerboard(sessions=300))
+
+
+class Played:
+    """A worker's lane of one partition, to which clicks are sent."""
+
+    def __init__(self, model: Recommender, **worker: Any) -> None:
+        settings = Settings()
+        given = {"ahead_max_s": 1e9, "degrade": False, "recommendations_k": 8} | worker
+        settings = replace(
+            settings,
+            topics=replace(settings.topics, click_partitions=1),
+            worker=replace(settings.worker, **given),
+        )
+        self.lane = RecommendLane(settings)
+        self.lane.resume(0, {})
+        self._served = SimpleNamespace(version="000001", recommender=model)
+        self._offset = 0
+
+    def send(self, clicks: list[Click], offset: int | None = None) -> list[list[str]]:
+        """The lists after clicks, which lie from an offset on (else where the last ones ended)."""
+        lane, first = self.lane, self._offset if offset is None else offset
+        records = [
+            Sent("clicks", 0, first + i, session.encode(), msgspec.json.encode(
+                {"event_id": f"e{first + i}", "event_time": time, "session_id": session, "item_id": item}))
+            for i, (session, item, time) in enumerate(clicks)
+        ]  # fmt: skip
+        self._offset = first + len(clicks)
+        work = lane.begin({0: {"clicks": records}}, {0: False}, Tally())
+        lane.fill(work, {p: dict.fromkeys(names) for p, names in lane.wanted(work, 1, 0.0).items()}, 0.0)
+        (produced,) = lane.compute(work, self._served, 1, Tally())
+        given = [msgspec.json.decode(value) for _, value in produced.messages["recommendations"]]
+        return [[item["item_id"] for item in answer["items"]] for answer in given]
+
+
+def quiet(start_ms: int, minutes: int, name: str = "quiet") -> list[Click]:
+    """The usual traffic: two sessions a minute that walk in the groups that the model knows."""
+    return [
+        (f"{name}-{minute}-{n}", f"g{(minute + n) % 4}-{place}", start_ms + minute * MINUTE_MS + place)
+        for minute in range(minutes) for n in range(2) for place in range(3)
+    ]  # fmt: skip
+
+
+def rush(item: str, start_ms: int, visitors: int = 60, after: str = "g0-0") -> list[Click]:
+    """So many visitors within five minutes come to an item after another."""
+    step = 5 * MINUTE_MS // visitors
+    return [click for n in range(visitors) for click in (
+        (f"r-{item}-{n}", after, start_ms + n * step), (f"r-{item}-{n}", item, start_ms + n * step + 1))]  # fmt: skip
+
+
+@pytest.mark.parametrize("item", ["g3-4", "new here"])
+def test_an_item_that_trends_at_noon_is_recommended_at_five_past(model: Recommender, item: str) -> None:
+    played = Played(model)
+    played.send(quiet(NOON_MS - 60 * MINUTE_MS, 60))
+    (before,), (cold,) = played.send([("a", "g0-0", NOON_MS)]), played.send([("b", "never seen", NOON_MS)])
+    assert item not in before[:3] and item not in cold[:3]
+    played.send(rush(item, NOON_MS))
+    five_past = NOON_MS + 5 * MINUTE_MS
+    lists = played.send([(name, clicked, five_past) for name, clicked in
+                         (("c", "g0-0"), ("d", "never seen"), ("e", "g1-2"))])  # fmt: skip
+    assert item in lists[0][:3], "to those who view what it is viewed after"
+    assert item in lists[1][:3], "to those of whom nothing is known"
+    assert item in lists[2], "and to everybody"
+    assert all(len(set(found)) == len(found) == 8 for found in lists)
+
+
+def test_what_trended_fades(model: Recommender) -> None:
+    played = Played(model)
+    played.send(rush("new here", NOON_MS))
+    played.send(quiet(NOON_MS, 12 * 60))
+    lists = played.send([("a", "g0-0", NOON_MS + 12 * 60 * MINUTE_MS), ("b", "never", NOON_MS + 12 * 60 * MINUTE_MS)])
+    assert all("new here" not in found for found in lists)
+
+
+def test_turned_off_lists_are_those_of_the_model(model: Recommender) -> None:
+    played, clicks = Played(model, online_learning=False), rush("new here", NOON_MS)
+    before = played.send([("a", "g0-0", NOON_MS)])
+    played.send(clicks)
+    assert played.send([("b", "g0-0", NOON_MS + 5 * MINUTE_MS)]) == before
+    assert "new here" not in before[0]
+
+
+def test_one_visitor_or_a_long_session_moves_nothing(model: Recommender) -> None:
+    played = Played(model)
+    (before,) = played.send([("a", "g0-0", NOON_MS)])
+    played.send([("farm", item, NOON_MS + n) for n in range(600) for item in ("g0-0", "pushed")])
+    (after,) = played.send([("b", "g0-0", NOON_MS + 1000)])
+    assert "pushed" not in after and [item[:2] for item in after[:4]] == [item[:2] for item in before[:4]]
+    trends = played.lane._trends
+    assert trends is not None and trends._counts.total[0] < 6  # a, b, and the first of the farm
+
+
+def learned(trends: Trends, clicks: list[Click], first: int = 0, mark_ms: int = NOON_MS) -> Trends:
+    n = len(clicks)
+    trends.learn(0, range(first, first + n), [item for _, item, _ in clicks], np.zeros(n, np.uint64),
+                 [session for session, _, _ in clicks], np.array([time for _, _, time in clicks]),
+                 np.full(n, mark_ms), np.ones(n, np.bool_))  # fmt: skip
+    return trends
+
+
+def test_clicks_that_are_read_again_after_a_failure_count_once() -> None:
+    once, twice = Trends(HALF_LIFE_S), Trends(HALF_LIFE_S)
+    clicks = [(f"s{n}", f"i{n % 7}", NOON_MS + n) for n in range(100)]
+    learned(once, clicks)
+    learned(learned(twice, clicks[:70]), clicks[40:], 40)
+    assert all(np.array_equal(a, b) for a, b in zip(once._counts, twice._counts, strict=True))
+
+
+def test_a_click_from_the_future_weighs_as_much_as_any_other() -> None:
+    trends = learned(Trends(60.0), [("a", "now", NOON_MS), ("b", "later", NOON_MS + 3_600_000)])
+    weights = dict(zip(trends._counts.items.tolist(), trends._counts.weight.tolist(), strict=True))
+    now, later = (weights[int(value)] for value in hash_strings(["now", "later"]))
+    assert now == later == 1.0
+
+
+def test_years_of_clicks_on_ever_new_items_take_no_more_memory_and_no_weight_overflows(model: Recommender) -> None:
+    trends, size = Trends(60.0), Trends(60.0).nbytes
+    for day in range(200):
+        time = NOON_MS + day * 86_400_000
+        clicks = [(f"s{day}-{n}", f"i{day}-{n}", time) for n in range(500)]
+        learned(trends, [*clicks, *((f"w{day}-{n}", "wanted", time) for n in range(50))], day * 550, time)
+    assert trends.nbytes == size and np.isfinite(trends._counts.weight).all()
+    assert len(trends._ids) <= len(trends._counts.items)
+    assert trends.item_id(model, int(trends.popular(model)[0][0])) == "wanted"
