@@ -100,6 +100,14 @@ class FraudModel:
         anomaly = self.forest.anomaly(x)
         return self._trees.probability(x), anomaly
 
+    def probability_many(self, x: Floats) -> Floats:
+        """The score alone of each vector, see :meth:`score_many`; float64[n]."""
+        return self._trees.probability(x)
+
+    def anomaly_many(self, x: Floats) -> Floats:
+        """The anomaly alone of each vector, see :meth:`score_many`; float64[n]."""
+        return self.forest.anomaly(x)
+
     def reasons_many(self, rows: Floats, limit: int = 3) -> list[list[Reason]]:
         """What raised each score most, by TreeSHAP, see :mod:`features.shap`; about 80 us a row.
 
@@ -116,10 +124,6 @@ class FraudModel:
             log-odds) first; only those that raise the score.
         """
         return self._reasoner.by_contribution(rows, self._explainer.contributions(rows), limit)
-
-    def deviations_many(self, rows: Floats, limit: int = 2) -> list[list[Reason]]:
-        """What is furthest from usual in each row: what can be said where there is no time for :meth:`reasons_many`."""
-        return self._reasoner.by_deviation(rows, limit)
 
     def reasons(self, row: Floats, limit: int = 3) -> list[Reason]:
         """:meth:`reasons_many` of one row, float64[F]."""

@@ -1,12 +1,14 @@
 """What turns scores into decisions: columns of a cycle's transactions in, columns of their decisions out.
 
-In: :class:`Seen`, what a cycle knows of its transactions, and the fraud model. Out: :class:`Decided`. No IO, no clock.
+In: :class:`Seen`, what a cycle knows of its transactions, and the fraud model. Out: :class:`Decided`. No IO; a clock
+only where :mod:`stream.fallback` has a deadline to keep.
 On redelivery the same transactions come again; those that were answered get the decision that was emitted
 (:meth:`Decided.adopt`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from features.rule_machine import Columns
 from features.rules import Rule
 from features.scoring import FraudModel
 from features.texts import Texts
+from stream.fallback import DEGRADED, Fallback
 from stream.intake import Emitted, Part
 from stream.lane import Tally
 from stream.rules import RuleCounts, RulesHolder, RulesInUse
@@ -29,7 +32,6 @@ from stream.settings import WorkerSettings
 
 Floats = NDArray[np.float64]
 _ROUND = 6  # decimals of scores and thresholds: what is published is what is compared and remembered
-DEGRADED: tuple[str | None, ...] = (None,)  # why a decision was made with less than everything, by code
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,13 @@ class Decided:
         if self.hits is not None:
             self.hits[i] = np.isin(self.rules, [*emitted.rules, *emitted.shadow_rules])
 
+    @property
+    def ruled(self) -> NDArray[np.bool_] | None:
+        """Which rows a rule that counts has hit, bool[n]; None where none hit anything."""
+        if self.hits is None or self.watching is None:
+            return None
+        return np.asarray(self.hits[:, ~self.watching].any(axis=1))
+
     def names(self, i: int, *, watching: bool) -> list[str]:
         """The rules that hit row ``i``: those that only watch, or those that count."""
         if self.hits is None or self.watching is None:
@@ -137,17 +146,27 @@ class Policy:
         self._worker = worker
         self._rules = rules
         self._counts = RuleCounts()
+        self.fallback = Fallback(worker)
 
-    def decide(self, seen: Seen, model: FraudModel, beside: Executor | None = None) -> Decided:
-        """Score and decide; ``beside`` is for a second thread, see :meth:`FraudModel.score_many`."""
-        n = len(seen)
-        score, anomaly = model.score_many(seen.x, beside) if n else (np.zeros(0), np.zeros(0))
-        score, anomaly = np.round(score, _ROUND), np.round(anomaly, _ROUND)
+    def decide(self, seen: Seen, model: FraudModel | None, beside: Executor | None = None, spent_s: float = 0.0
+               ) -> Decided:  # fmt: skip
+        """Score and decide, in a cycle that took so many seconds until now.
+
+        ``beside`` is for a second thread, see :meth:`FraudModel.score_many`.
+        """
+        scored = self.fallback.score(seen.x, model, beside, spent_s)
+        scored.score, scored.anomaly = np.round(scored.score, _ROUND), np.round(scored.anomaly, _ROUND)
         review, block = self._thresholds(model)
-        action = np.where(score >= block, 2, np.where(score >= review, 1, 0)).astype(np.int8)
-        decided = Decided(score, anomaly, action, np.full(n, review), np.zeros(n, np.int8))
-        if self._rules is not None and n:
+        action = np.where(scored.score >= block, 2, np.where(scored.score >= review, 1, 0)).astype(np.int8)
+        missing = scored.degraded.any()
+        if missing:
+            self.fallback.act(scored, action)
+        decided = Decided(scored.score, scored.anomaly, action, np.full(len(seen), review), scored.degraded)
+        if self._rules is not None and len(seen):
             self._apply(self._rules.current, seen, decided)
+        if missing:
+            decided.review_score[scored.degraded > 0] = np.nan
+            self.fallback.settle(scored, decided.ruled)
         return decided
 
     def _apply(self, in_use: RulesInUse, seen: Seen, decided: Decided) -> None:
@@ -174,7 +193,9 @@ class Policy:
             keys = tuple(zip(decided.rules, decided.watching.tolist(), strict=True))
             self._counts.hits(keys, decided.hits[first], operations.event_hash[rows][first], tally)
 
-    def _thresholds(self, model: FraudModel) -> tuple[float, float]:
+    def _thresholds(self, model: FraudModel | None) -> tuple[float, float]:
+        if model is None:
+            return math.nan, math.nan
         worker, found = self._worker, model.thresholds
         review = found.review if worker.review_score is None else worker.review_score
         block = found.block if worker.block_score is None else worker.block_score

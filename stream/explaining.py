@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 from features.answers import MICRO, UNKNOWN, allowed, trailing
 from features.catalogue import Catalogue
 from features.messages import ACTIONS, Alert, Decision, Reason
+from features.reason_codes import Reasoner
 from features.recordbatch import Columns
-from stream.deciding import DEGRADED, Decided, Seen
+from stream.deciding import Decided, Seen
+from stream.fallback import DEGRADED, NO_REASONS_BY_DEADLINE, NO_REASONS_BY_FAILURE, NO_REASONS_LAST, Fallback
 from stream.intake import Part, Progress
 from stream.lane import Tally, source_id
 from stream.models import Served
@@ -32,6 +34,7 @@ from stream.settings import Settings
 from stream.vectors import sampled
 
 REASONS_S_MAX = 0.002  # for one, and what any cycle may spend: one so short has time
+_CHEAP = 2  # partial reasons of an alert
 _COST_S = 0.0002  # of one before any was made
 _COSTS_KEPT = 9
 _TRY_AGAIN = 1000  # cycles with alerts
@@ -72,7 +75,9 @@ class ReasonsBudget:
 class Explaining:
     """Writes the messages of a cycle; see the module's text."""
 
-    def __init__(self, settings: Settings, catalogue: Catalogue) -> None:
+    def __init__(self, settings: Settings, catalogue: Catalogue, fallback: Fallback) -> None:
+        self._fallback = fallback
+        self._reasoner = Reasoner(catalogue.features)
         self._topics = settings.topics
         self._sample = settings.worker.vector_sample
         self._budget = ReasonsBudget(settings.worker.reasons_share)
@@ -87,31 +92,44 @@ class Explaining:
         """
         rows = np.flatnonzero(decided.action > 0)
         again = any(state.done for state in states)  # what was said then holds, and so its reasons are all there
-        reasons, full = self._reasons(seen, rows, models, tally, bounded=not again) if len(rows) else ({}, 0)
-        cycle = _Cycle(seen, decided, repeat, reasons, set(rows[full:].tolist()), models.version)
+        reasons, partial = self._reasons(seen, decided, rows, models, tally, again) if len(rows) else ({}, set[int]())
+        cycle = _Cycle(seen, decided, repeat, reasons, partial, models.version)
         first = 0
         for part, state in zip(seen.parts, states, strict=True):
             if part.records:
                 self._part(part, first, state, cycle)
             first += len(part.records)
 
-    def _reasons(self, seen: Seen, rows: NDArray[np.int64], models: Served, tally: Tally, *,
-                 bounded: bool) -> tuple[dict[int, list[Reason]], int]:  # fmt: skip
-        """Reasons of the alerts in ``rows``, and how many of them, the first ones, have all."""
-        model = models.fraud
-        if model is None:
-            return {}, 0
-        full = min(self._budget.count(sum(tally.seconds.values())), len(rows)) if bounded else len(rows)
-        found: list[list[Reason]] = []
-        if full:
+    def _reasons(self, seen: Seen, decided: Decided, rows: NDArray[np.int64], models: Served, tally: Tally,
+                 again: bool) -> tuple[dict[int, list[Reason]], set[int]]:  # fmt: skip
+        """Reasons of the alerts in ``rows``, and those of which not all are there."""
+        model, spent_s = models.fraud, sum(tally.seconds.values())
+        scored = rows[decided.degraded[rows] == 0]
+        full, found = scored if again else scored[: self._budget.count(spent_s)], list[list[Reason]]()
+        if self._fallback.late(spent_s) and not again:
+            full = scored[:0]
+            decided.degraded[scored] = NO_REASONS_BY_DEADLINE
+            self._fallback.tell(NO_REASONS_BY_DEADLINE)
+        if len(full) and model is not None:
             start = perf_counter()
-            found = model.reasons_many(seen.x[rows[:full]])
-            self._budget.spent(perf_counter() - start, full)
-        if full < len(rows):
-            found += model.deviations_many(seen.x[rows[full:]])
-        tally.add(tally.reasons, "full", full)
-        tally.add(tally.reasons, "partial", len(rows) - full)
-        return dict(zip(rows.tolist(), found, strict=True)), full
+            try:
+                found = model.reasons_many(seen.x[full])
+            except Exception as error:
+                if not self._fallback.forgiving:
+                    raise
+                decided.degraded[full] = NO_REASONS_BY_FAILURE
+                self._fallback.tell(NO_REASONS_BY_FAILURE, error)
+                full = full[:0]
+            else:
+                self._budget.spent(perf_counter() - start, len(full))
+        reasons = dict(zip(full.tolist(), found, strict=True))
+        others = np.setdiff1d(rows, full)
+        cheap = others[(decided.degraded[others] == 0) | (decided.degraded[others] > NO_REASONS_LAST)]
+        if len(cheap):
+            reasons |= zip(cheap.tolist(), self._reasoner.by_deviation(seen.x[cheap], _CHEAP), strict=True)
+        tally.add(tally.reasons, "full", len(full))
+        tally.add(tally.reasons, "partial", len(others))
+        return reasons, set(others.tolist())
 
     def _part(self, part: Part, first: int, state: Progress, cycle: _Cycle) -> None:
         batch, answers, topic, decided = part.batch, part.answers, self._topics.decisions, cycle.decided

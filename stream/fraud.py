@@ -25,6 +25,7 @@ from features.watermark import UNMARKED, Watermark
 from stream.deciding import Decided, Policy, Seen, adopt_emitted
 from stream.entities import EntityCache, evict
 from stream.explaining import Explaining
+from stream.fallback import DEGRADED
 from stream.intake import Emitted, Intake, Part, Progress
 from stream.lane import (
     Fields,
@@ -67,7 +68,7 @@ class FraudLane:
         self.cache_bytes = worker.cache_mb * 1_000_000
         self._topic_names = topics
         self._policy = Policy(worker, rules)
-        self._explaining = Explaining(settings, catalogue)
+        self._explaining = Explaining(settings, catalogue, self._policy.fallback)
         self._intake = Intake(settings, schema, self.records_max)
         self.caches = tuple(
             EntityCache(layout, partitions=self.partitions, merged=e > 0 and self.partitions > 1,
@@ -196,7 +197,8 @@ class FraudLane:
         x = np.ascontiguousarray(folded.x[rows])
         seen = Seen(work, x)
         with tally.stage("model"):
-            decided = self._policy.decide(seen, models.fraud, self._beside if len(x) >= _BESIDE_FROM else None)
+            beside = self._beside if len(x) >= _BESIDE_FROM else None
+            decided = self._policy.decide(seen, models.fraud, beside, sum(tally.seconds.values()))
             emitted = [self._intake.partitions[part.partition].emitted for part in work]
             if any(emitted):
                 adopt_emitted(seen, decided, emitted, self.topics[0])
@@ -300,6 +302,9 @@ class FraudLane:
         for action, count in zip(ACTIONS, np.bincount(decided.action, minlength=len(ACTIONS)).tolist(), strict=True):
             tally.add(tally.actions, action, count)
             tally.alerts += count if action != "allow" else 0
+        if decided.degraded.any():
+            for code, count in enumerate(np.bincount(decided.degraded).tolist()):
+                tally.add(tally.fallbacks, DEGRADED[code] or "", count if code else 0)
         for part in work:
             if part.records:
                 times = np.array([record.timestamp for record in part.records], np.int64)

@@ -129,6 +129,7 @@ class Tally:
     actions: dict[str, int] = field(default_factory=dict)
     dead_letters: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
+    fallbacks: dict[str, int] = field(default_factory=dict)
     alerts: int = 0
     unknown_fields: int = 0
     labels_missed: int = 0

@@ -63,6 +63,8 @@ class Metrics:
         self.alerts = Counter("headrace_alerts_total", "Decisions that need a person.", registry=r)
         self.reasons = Counter("headrace_explained_alerts_total", "Alerts by whether there was time for all of their "
                                "reasons (full) or not (partial).", ["reasons"], registry=r)  # fmt: skip
+        self.fallbacks = Counter("headrace_degraded_decisions_total", "Decisions made with less than everything.",
+                                ["rung", "why"], registry=r)  # fmt: skip
         self.recommendations = Counter("headrace_recommendations_total", "Answered clicks.", registry=r)
         self.degraded = Counter("headrace_degraded_recommendations_total",
                                 "Of these, clicks answered in a cheaper way.", ["rung"], registry=r)  # fmt: skip
@@ -126,6 +128,8 @@ class Metrics:
         self.alerts.inc(tally.alerts)
         for kind, count in tally.reasons.items():
             self.reasons.labels(kind).inc(count)
+        for code, count in tally.fallbacks.items():
+            self.fallbacks.labels(*code.split(":")).inc(count)
         self.recommendations.inc(sum(map(len, tally.timestamps.get("recommendation", ()))))
         for rung, count in tally.degraded.items():
             self.degraded.labels(rung).inc(count)

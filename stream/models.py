@@ -22,6 +22,7 @@ from trainer import artifacts
 
 log = logging.getLogger("headrace.models")
 _VERIFY_S = 60.0
+NO_VERSION = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +67,12 @@ def load_served(root: Path, version: str, schema_hash: str, names: Sequence[str]
 class ModelHolder:
     """The current models; :meth:`watch` replaces them.
 
-    ``meanwhile`` is done while the child process verifies the first ones; they are loaded after its verdict.
+    ``meanwhile`` is done while the child process verifies the first ones; they are loaded after its verdict. Where they
+    are not ``required``, an empty root begins without any.
     """
 
     def __init__(self, root: Path, schema_hash: str, names: Sequence[str], metrics: Metrics,
-                 meanwhile: Callable[[], None]) -> None:  # fmt: skip
+                 meanwhile: Callable[[], None], *, required: bool = True) -> None:  # fmt: skip
         self._root = root
         self._schema_hash = schema_hash
         self._names = tuple(names)
@@ -79,7 +81,13 @@ class ModelHolder:
         self._told = ""  # why the newest version is refused
         version = artifacts.current_version(root)
         if version is None:
-            raise ArtifactMissing(f"no model is published in {root}; run `headrace train` or `headrace up` first")
+            if required:
+                raise ArtifactMissing(f"no model is published in {root}; run `headrace train` or `headrace up` first")
+            log.warning("models: none is published in %s; decisions go by rules until one is", root)
+            meanwhile()
+            self.current = Served(NO_VERSION, None, None)
+            metrics.set_model(NO_VERSION)
+            return
         with artifacts.Verification(root, version, schema_hash) as verification:
             meanwhile()
             verification.wait(_VERIFY_S)
@@ -118,7 +126,8 @@ class ModelHolder:
             log.exception("models: version %s cannot be used", version)
             raise ArtifactCorrupt(f"artifact {version}: {type(error).__name__}: {error}") from None
         old = self.current
-        if (old.fraud is None, old.recommender is None) != (served.fraud is None, served.recommender is None):
+        kinds = [(models.fraud is None, models.recommender is None) for models in (old, served)]
+        if kinds[0] != kinds[1] and (old.version != NO_VERSION or served.fraud is None):
             self._refused.add(version)
             raise ArtifactMissing(f"version {version} holds other kinds of models than {old.version}")
         self.current = served

@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 from msgspec import Meta
 
 from features.errors import SettingsError
+from features.messages import Action
 from stream.settings_reader import Check, Reader, Secret
 
 FLAGS = {
@@ -177,6 +178,10 @@ class WorkerSettings:
     block_score: Probability | None = None
     reasons_share: Probability = 0.1
     rules: Path | None = None
+    without_model: Literal["wait", "rules"] = "wait"
+    score_deadline_ms: Annotated[float, Meta(gt=0, le=86_400_000)] | None = None
+    anomaly_review: Probability = 0.995
+    default_action: Action = "allow"
     recommendations_k: Annotated[int, Meta(ge=1, le=1000)] = 20
     message_bytes_max: Annotated[int, Meta(ge=1024, le=2**28)] = 1_000_000
     ahead_max_s: Seconds = 3600.0

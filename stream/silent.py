@@ -29,7 +29,11 @@ class Unscored:
         """None."""
         return [[] for _ in rows]
 
-    deviations_many = reasons_many
+    def probability_many(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Zeros."""
+        return np.zeros(len(x))
+
+    anomaly_many = probability_many
 
     def numbers_of(self, hashes: NDArray[np.uint64]) -> NDArray[np.int32]:
         """No items."""

@@ -43,7 +43,7 @@ from stream.fraud import FraudLane
 from stream.lane import Lane
 from stream.lists import ListWriter
 from stream.metrics import Metrics
-from stream.models import ModelHolder
+from stream.models import NO_VERSION, ModelHolder
 from stream.publisher import Publisher
 from stream.recommend import RecommendLane
 from stream.rules import RulesHolder
@@ -148,7 +148,8 @@ class _Worker(faust.Worker):
 async def _connect(settings: Settings, metrics: Metrics, schema: Schema) -> Parts:
     catalogue, file = build_catalogue(schema.transactions), settings.worker.rules
     rules = None if file is None else RulesHolder(file, catalogue, metrics)
-    models = ModelHolder(settings.artifacts, schema.hash, catalogue.names, metrics, meanwhile=warm)
+    models = ModelHolder(settings.artifacts, schema.hash, catalogue.names, metrics, meanwhile=warm,
+                         required=settings.worker.without_model == "wait")  # fmt: skip
     redis = redis_client(settings.redis)
     await patiently(lambda: check_redis(redis, settings.redis), log, back="Redis can be reached now")
     await patiently(lambda: require_all_topics(settings), log, back=_KAFKA_BACK)
@@ -175,7 +176,7 @@ async def _started_producer(kafka: KafkaSettings) -> AIOKafkaProducer:
 def _lanes(settings: Settings, schema: Schema, models: ModelHolder, rules: RulesHolder | None) -> list[Lane]:
     """The lanes that the published models can serve."""
     lanes: list[Lane] = []
-    if models.current.fraud is not None:
+    if models.current.fraud is not None or models.current.version == NO_VERSION:
         directory = settings.worker.vector_log
         catalogue = build_catalogue(schema.transactions)
         lanes.append(FraudLane(settings, catalogue, VectorLog(directory) if directory else None, rules))

@@ -231,9 +231,13 @@ class FakeFraud:
         """As FraudModel."""
         return [[Reason(feature="event_amount", value=float(row[0]), contribution=1.0, text="amount")] for row in rows]
 
-    def deviations_many(self, rows: NDArray[np.float64]) -> list[list[Reason]]:
+    def probability_many(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """As FraudModel."""
-        return [[Reason(feature="event_amount", value=float(row[0]), contribution=None, text="far")] for row in rows]
+        return self.score_many(x)[0]
+
+    def anomaly_many(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """As FraudModel."""
+        return self.score_many(x)[1]
 
 
 class FakeRecommender:
@@ -313,6 +317,7 @@ class FakeWorker:
         current = SimpleNamespace(version="000001", fraud=FakeFraud(shift), recommender=world.recommender)
         models = SimpleNamespace(current=current)
         self.metrics = Metrics()
+        self.models = current
         self.pipeline = Pipeline(stations, self.publisher, MemoryTails(world.outputs), models,  # type: ignore[arg-type]
                                  self.metrics, SCHEMA.hash, in_flight, lease_s)  # fmt: skip
         self.positions: dict[Target, int] = {}

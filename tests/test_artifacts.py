@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,6 +14,8 @@ import pytest
 
 from features.errors import ArtifactCorrupt, ArtifactError, ArtifactMismatch, ArtifactMissing
 from features.scoring import FraudModel
+from stream.metrics import Metrics
+from stream.models import ModelHolder
 from tests.sessions import QUICK, checkerboard
 from tests.test_fraud import FEATURES, SMALL, history
 from trainer import artifacts, durable, manifest
@@ -280,3 +283,20 @@ def test_a_directory_that_cannot_be_written_is_an_error_with_its_name(tmp_path: 
     (tmp_path / "file").write_text("not a directory")
     with pytest.raises(ArtifactError, match="cannot publish"):
         publish(tmp_path / "file", draft, created_ms=1)
+
+
+def test_a_worker_that_may_decide_by_rules_begins_without_models_and_takes_up_the_first_version(
+    draft: Draft, tmp_path: Path
+) -> None:
+    root, names, warmed = tmp_path / "models", [feature.name for feature in FEATURES], list[str]()
+
+    def begin(*, required: bool) -> ModelHolder:
+        return ModelHolder(root, HASH, names, Metrics(), lambda: warmed.append("code"), required=required)
+
+    with pytest.raises(ArtifactMissing, match="no model is published.*headrace train"):
+        begin(required=True)
+    holder = begin(required=False)
+    assert holder.current.fraud is None and holder.current.version == "none" and warmed == ["code"]
+    version = publish(root, draft, created_ms=1)
+    asyncio.run(holder._swap(version))
+    assert holder.current.fraud is not None and holder.current.version == version
