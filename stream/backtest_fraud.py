@@ -22,12 +22,11 @@ from features.catalogue import build_catalogue
 from features.errors import SettingsError, TrainingError
 from features.messages import ACTIONS
 from features.schema import TransactionSchema
-from features.warm import warm
 from stream.progress import stage_bars
 from stream.settings import Settings
+from stream.tuning import fraud_settings
 from trainer import backtest, report
 from trainer.backtest import DAY_MS, Protocol
-from trainer.fraud import FraudSettings
 from trainer.history import read_labels, read_transactions, reading
 from trainer.vectors import Vectors
 from trainer.verdicts import Verdicts, verdicts_of
@@ -98,14 +97,14 @@ def run(settings: Settings, schema: TransactionSchema, options: Options) -> dict
     labels = None if options.labels is None else read_labels(options.labels, schema)
     verdicts = verdicts_of(table, schema, labels)
     backtest.check(table, schema, protocol, verdicts)
-    warm()
+    backtest.replayed(table.slice(0, 1), schema, lambda *_: None)  # compiled code is made here, and not while it counts
     found = []
     with stage_bars() as progress:
         replay_s = time.perf_counter()
         vectors = backtest.replayed(table, schema, progress, verdicts)
         replay_s = time.perf_counter() - replay_s
         for seed in range(settings.trainer.seed, settings.trainer.seed + options.seeds):
-            fit = FraudSettings(seed=seed, threads=options.threads, rows_max=settings.trainer.rows_max)
+            fit = fraud_settings(settings, threads=options.threads, seed=seed)
             found.append((seed, backtest.run(table, schema, vectors, protocol, fit, progress, verdicts)))
     first = found[0][1]
     pq.write_table(_columns(table, schema, first), options.out)

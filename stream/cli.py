@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from features.errors import HeadraceError
-from stream.backtests import backtests
+from stream.looking_back import looking_back
 from stream.options import (
     ArchiveUrl,
     Artifacts,
@@ -386,7 +386,7 @@ def repartition(
     module.run(settings, schema_of(settings), source, target, kind=kind, partitions=partitions)
 
 
-app.add_typer(backtests, name="backtest")
+app.add_typer(looking_back)
 app.add_typer(questions)
 app.add_typer(rules, name="rules")
 

@@ -60,6 +60,11 @@ Every = Annotated[
 ]
 
 
+def settings_file(config: Path | None) -> Path:
+    """The settings file that is read where it exists, and written."""
+    return _CONFIG if config is None else config
+
+
 def archive_url(archive: str | None) -> str | None:
     """A directory as it is from here; a URL as it is."""
     return str(Path(archive).expanduser().absolute()) if archive and "://" not in archive else archive

@@ -222,6 +222,20 @@ class TrainerSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FraudModelSettings:
+    """Hyper-parameters of the fraud model, see :class:`trainer.fraud.FraudSettings`; ``headrace tune`` writes them."""
+
+    trees: Annotated[int, Meta(ge=1, le=10_000)] = 100
+    leaves: Annotated[int, Meta(ge=2, le=1024)] = 8
+    learning_rate: Annotated[float, Meta(gt=0, le=1)] = 0.05
+    bins: Annotated[int, Meta(ge=15, le=65_535)] = 4095
+    leaf_rows: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    l2: Annotated[float, Meta(ge=0, le=1_000_000)] = 1.0
+    feature_share: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    row_share: Annotated[float, Meta(gt=0, le=1)] = 0.7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiveSettings:
     """Where the archive lies (None: there is none), and how it is written."""
 
@@ -244,6 +258,7 @@ class Settings:
     topics: TopicSettings = field(default_factory=TopicSettings)
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    fraud_model: FraudModelSettings = field(default_factory=FraudModelSettings)
     archive: ArchiveSettings = field(default_factory=ArchiveSettings)
     schema: tuple[Path, ...] = ()
     artifacts: Path = Path(".headrace/artifacts")
@@ -314,6 +329,7 @@ def _build(values: Mapping[str, Any], base: Path) -> Settings:
         topics=TopicSettings(**tree.get("topics", {})),
         worker=WorkerSettings(**tree.get("worker", {})),
         trainer=TrainerSettings(**tree.get("trainer", {})),
+        fraud_model=FraudModelSettings(**tree.get("fraud_model", {})),
         archive=ArchiveSettings(**tree.get("archive", {})),
         **({"artifacts": base / Settings().artifacts} | top),
     )

@@ -29,6 +29,7 @@ from stream.connections import patiently
 from stream.progress import stage_bars
 from stream.settings import Settings, TrainerSettings
 from stream.topics import require_all_topics
+from stream.tuning import fraud_settings
 from trainer.artifacts import current_version, load
 from trainer.fit import FitSettings, Progress, fit
 from trainer.growing import GrowingHistory
@@ -106,6 +107,7 @@ def fit_history(
             threads=threads,
             rows_max=min(FitSettings().rows_max, trainer.rows_max),
             train_days=trainer.train_days,
+            fraud=fraud_settings(settings, threads=threads),
             recommender=RecommenderSettings(ranker=RankerSettings(queries_max=trainer.ranker_queries)),
         ),
         progress=progress,

@@ -25,6 +25,7 @@ _MORE_OF_TRAINER = {
     "stream/arrivals.py": "brings what arrives into the tables that the trainer fits on",
     "stream/past.py": "simulates, reads and splits history for a demonstration",
     "stream/training.py": "runs refits",
+    "stream/tuning.py": "searches hyper-parameters with the trainer",
     "stream/up.py": "begins the worker's state with the history that trained",
     "stream/replay.py": "reads history files to send them",
 }

@@ -177,9 +177,9 @@ def run(table: pa.Table, schema: TransactionSchema, vectors: Vectors, protocol: 
     return Backtest(folds, Scores(at, fold_of, day, card[at], label[at], known, score, anomaly, action, reasons))
 
 
-def _fitted(table: pa.Table, schema: TransactionSchema, vectors: Vectors, protocol: Protocol, settings: FraudSettings,
-            number: int, start: int, progress: Progress, verdicts: Verdicts) -> Fold:  # fmt: skip
-    """The models that were known at the start of a fold."""
+def known_at(table: pa.Table, schema: TransactionSchema, vectors: Vectors, protocol: Protocol, start: int,
+             verdicts: Verdicts) -> tuple[Longs, Judged]:  # fmt: skip
+    """The rows that a fold from ``start`` trains on, each transaction once, and those that were judged by then."""
     times = table[schema.time].to_numpy()
     mature = start - protocol.delay_days * DAY_MS
     begin = int(times[0]) if protocol.train_days is None else mature - protocol.train_days * DAY_MS
@@ -187,8 +187,17 @@ def _fitted(table: pa.Table, schema: TransactionSchema, vectors: Vectors, protoc
     rows = np.arange(low, high)[vectors.repeat[low:high] == 0]
     label, known_ms = (column[rows] for column in verdicts.as_of(start))
     sure = label >= 0
+    return rows, Judged(vectors.x, label[sure] == 1, times[rows[sure]], known_ms[sure], rows[sure])
+
+
+def _fitted(table: pa.Table, schema: TransactionSchema, vectors: Vectors, protocol: Protocol, settings: FraudSettings,
+            number: int, start: int, progress: Progress, verdicts: Verdicts) -> Fold:  # fmt: skip
+    """The models that were known at the start of a fold."""
+    times = table[schema.time].to_numpy()
+    mature = start - protocol.delay_days * DAY_MS
+    begin = int(times[0]) if protocol.train_days is None else mature - protocol.train_days * DAY_MS
     features = build_catalogue(schema).features
-    judged = Judged(vectors.x, label[sure] == 1, times[rows[sure]], known_ms[sure], rows[sure])
+    rows, judged = known_at(table, schema, vectors, protocol, start, verdicts)
     try:
         fit = fit_fraud(judged, features, settings, lambda d, t: progress(f"fold {number + 1}", d, t))
     except TrainingError as error:

@@ -40,13 +40,18 @@ class FraudSettings:
     """How the model is fitted. ``rows_max`` bounds the rows of one fit, ``holdout`` is the share set aside.
 
     Few leaves, because frauds are few; many bins, because they lie in the last percent of a ratio or an amount, of
-    which 255 bins see two or three values.
+    which 255 bins see two or three values. ``leaf_rows`` is the fewest rows of a leaf (None: by the number of rows, see
+    :func:`leaf_rows`), ``l2`` the penalty of leaves, the shares are what each tree sees of features and rows.
     """
 
     trees: int = 100
     leaves: int = 8
     learning_rate: float = 0.05
     bins: int = 4095
+    leaf_rows: int | None = None
+    l2: float = 1.0
+    feature_share: float = 0.5
+    row_share: float = 0.7
     holdout: float = 0.2
     rows_max: int = 500_000
     threads: int = 2
@@ -106,12 +111,12 @@ def fit_fraud(
     older, newer = split(judged, settings.holdout)
     steps = (2 + CALIBRATION_BLOCKS) * settings.trees
     calibration = _calibration(judged, features, settings, _part(progress, 2 * settings.trees, steps))
-    measured = _fit(judged.rows(older), features, settings, _part(progress, 0, steps))
+    measured = fit_booster(judged.rows(older), features, settings, _part(progress, 0, steps))
     fraud = judged.fraud[newer]
     raw = np.asarray(measured.predict(judged.vectors(newer), num_threads=settings.threads, raw_score=True), np.float64)
     score = 1.0 / (1.0 + np.exp(-calibration.log_odds(raw)))
     thresholds = choose_thresholds(score, fraud)
-    final = calibrated(_fit(judged, features, settings, _part(progress, settings.trees, steps)), calibration)
+    final = calibrated(fit_booster(judged, features, settings, _part(progress, settings.trees, steps)), calibration)
     figures = measure(score, fraud, thresholds)
     figures |= {"calibration_slope": calibration.slope, "calibration_intercept": calibration.intercept}
     return FraudFit(final.model_to_string(), thresholds, figures)
@@ -136,7 +141,7 @@ def _calibration(judged: Judged, features: Sequence[Feature], settings: FraudSet
         frauds = int(judged.fraud[others].sum())
         if min(frauds, len(others) - frauds) < FRAUDS_MIN:
             continue
-        booster = _fit(judged.rows(others), features, settings, report)
+        booster = fit_booster(judged.rows(others), features, settings, report)
         raw[block] = booster.predict(judged.vectors(block), num_threads=settings.threads, raw_score=True)
         seen[block] = True
     return fit_calibration(raw[seen], judged.fraud[seen])
@@ -232,12 +237,18 @@ def _part(progress: Progress | None, start: int, total: int) -> Callable[[lgb.ca
     return report
 
 
-def _fit(
+def leaf_rows(settings: FraudSettings, rows: int) -> int:
+    """The fewest rows of a leaf: as set, or a half percent of ``rows`` within 5..100."""
+    return int(np.clip(rows // 200, 5, 100)) if settings.leaf_rows is None else settings.leaf_rows
+
+
+def fit_booster(
     judged: Judged,
     features: Sequence[Feature],
     settings: FraudSettings,
     report: Callable[[lgb.callback.CallbackEnv], None],
 ) -> lgb.Booster:
+    """One fit; ``report`` is called after each tree."""
     rows, weights = sample(judged.fraud, settings.rows_max, settings.seed)
     data = lgb.Dataset(
         judged.vectors(rows),
@@ -257,10 +268,10 @@ def _fit(
         "objective": "binary",
         "num_leaves": settings.leaves,
         "learning_rate": settings.learning_rate,
-        "min_data_in_leaf": int(np.clip(len(rows) // 200, 5, 100)),
-        "lambda_l2": 1.0,
-        "feature_fraction": 0.5,
-        "bagging_fraction": 0.7,
+        "min_data_in_leaf": leaf_rows(settings, len(rows)),
+        "lambda_l2": settings.l2,
+        "feature_fraction": settings.feature_share,
+        "bagging_fraction": settings.row_share,
         "bagging_freq": 1,
         "seed": settings.seed,
         "deterministic": True,

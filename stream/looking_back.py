@@ -1,0 +1,39 @@
+"""Commands that look back at history and decisions: flags to settings, then one call into what does the work."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stream.backtests import backtests
+from stream.options import Config, SchemaFiles, Seed, schema_of, settings_file, settings_of
+
+looking_back = typer.Typer(add_completion=False)
+looking_back.add_typer(backtests, name="backtest")
+
+
+@looking_back.command()
+def tune(
+    transactions: Annotated[Path, typer.Option(help="History of transactions with labels: Parquet, CSV or TSV")],
+    config: Config = None,
+    schema: SchemaFiles = None,
+    labels: Annotated[Path | None, typer.Option(help="Labels in a file of their own")] = None,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Budget of the search")] = 10.0,
+    trials: Annotated[int | None, typer.Option(min=1, help="End after so many trials", show_default="none")] = None,
+    folds: Annotated[int, typer.Option(min=2, help="Stretches of days to judge by; the newest is kept for the "
+                                       "comparison")] = 3,
+    test_days: Annotated[int, typer.Option(min=1, max=366, help="Days of each")] = 7,
+    delay_days: Annotated[int, typer.Option(min=0, max=365, help="Days until a label is known")] = 7,
+    train_days: Annotated[str, typer.Option(metavar="D|all", help="Days that each trains on")] = "all",
+    seed: Seed = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that train")] = 2,
+) -> None:  # fmt: skip
+    """Look for better hyper-parameters of the fraud model and write them to the settings file."""
+    module, backtest = import_module("stream.tuning"), import_module("stream.backtest_fraud")
+    settings = settings_of(config, schema=schema, trainer__seed=seed)
+    protocol = backtest.Protocol(0, folds, test_days, delay_days, backtest.train_days(train_days))
+    options = module.Options(transactions, protocol, minutes, settings_file(config), trials, threads, labels)
+    module.run(settings, schema_of(settings).transactions, options)
