@@ -154,3 +154,11 @@ def clean_numbers(schema: TransactionSchema, message: Any) -> list[float]:
             raise BadEvent("number_out_of_range", f"{numeric.name} {value:g} is not {limits}")
         numbers.append(value + 0.0)  # turns -0.0 into 0.0
     return numbers
+
+
+def tie_of(name: str, value: Any) -> str | None:
+    """An id that decides nothing: what is no id is none."""
+    try:
+        return None if value is None else clean_id(name, value)
+    except BadEvent:
+        return None

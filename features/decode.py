@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from features.checks import Refused, check_names, clean_id, clean_numbers, parse_time_ms, reason_of
+from features.checks import Refused, check_names, clean_id, clean_numbers, parse_time_ms, reason_of, tie_of
 from features.encoding import MISSING_TEXT, category_hashes, hash_buckets, span_hashes
 from features.errors import BadEvent
 from features.messages import CLICK_ACTIONS, Click, DeadLetterReason, StrictClick, label_type, transaction_type
@@ -238,7 +238,7 @@ class _EventDecoder(_Decoder):
         sure[slow] = True
         rows = np.flatnonzero(sure)
         at = np.searchsorted(rows, slow)  # where the slow ones stand among the good ones
-        event_id, time, entities, numbers, categories, fraud = zip(*fields, strict=True) if fields else ((),) * 6
+        event_id, time, entities, numbers, categories, fraud, *_ = zip(*fields, strict=True) if fields else ((),) * 6
 
         def spans(name: str) -> Texts:
             starts, ends = found.starts[place[name]][rows], found.ends[place[name]][rows]
@@ -299,6 +299,7 @@ class TransactionDecoder(_EventDecoder):
             clean_numbers(schema, message),
             categories,
             0,
+            tuple([tie_of(name, getattr(message, name, None)) for name in ("session_id", "user_id")]),
         )
 
     def _in_range(self, found: Scanned) -> NDArray[np.bool_]:

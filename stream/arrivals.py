@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow.compute as pc
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from features.decode import ClickDecoder, LabelDecoder, Limits, TransactionDecoder
@@ -65,6 +66,10 @@ class Arrivals:
                 records = records_of(archive.of_date(kind, topic, date))
                 self._take({topic: records}, history)
                 count += len(records)
+        for date in archive.dates("decisions"):
+            if dates and date >= dates[0]:
+                table = archive.of_date("decisions", topics.decisions, date, ("event_id", "action"))
+                history.add_blocked(table.filter(pc.equal(table["action"], "block"))["event_id"].to_pylist())
         for place in self._places:
             self._positions[place] = archive.end(place.topic, place.partition) or 0
         history.join_labels()

@@ -16,7 +16,7 @@ Columns = dict[str, list[Any]]
 
 def transaction_rows(schema: TransactionSchema, fields: Sequence[tuple[Any, ...]]) -> Columns:
     """Decoded transactions by column, under the names of the schema; a combined id is its fields again."""
-    ids, times, entities, numbers, categories, _ = zip(*fields, strict=True)
+    ids, times, entities, numbers, categories, _, *ties = zip(*fields, strict=True)
     rows: Columns = {schema.id: list(ids), schema.time: list(times)}
     for entity, column in zip(schema.entities, zip(*entities, strict=True), strict=True):
         # A combined id has as many separators as it has fields less one: inside ids it is refused.
@@ -26,4 +26,6 @@ def transaction_rows(schema: TransactionSchema, fields: Sequence[tuple[Any, ...]
         rows[numeric.name] = [None if math.isnan(value) else value for value in column]
     for name, column in zip(schema.categorical, zip(*categories, strict=True), strict=True):
         rows[name] = list(column)
+    for name, column in zip(("session_id", "user_id"), zip(*ties[0], strict=True) if ties else (), strict=False):
+        rows.setdefault(name, list(column))
     return rows

@@ -163,5 +163,6 @@ def _as_file(table: pa.Table, schema: TransactionSchema | ClickSchema) -> pa.Tab
         names, times = transaction_columns(schema).names, {schema.time, schema.label_time}
     else:
         names, times = list(CLICK_FIELDS), {"event_time"}
+    names = [name for name in names if name in table.column_names]
     columns = {schema.column(n): table[n].cast(_TIMES) if n in times else table[n] for n in names}
     return pa.table(columns)

@@ -108,6 +108,7 @@ def fit_history(
             rows_max=min(FitSettings().rows_max, trainer.rows_max),
             train_days=trainer.train_days,
             fraud=fraud_settings(settings, threads=threads),
+            blocked=history.blocked,
             recommender=RecommenderSettings(ranker=RankerSettings(queries_max=trainer.ranker_queries)),
         ),
         progress=progress,

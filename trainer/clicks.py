@@ -22,13 +22,15 @@ Longs = NDArray[np.int64]
 class Clicks:
     """Clicks by session (the one that ended last comes first), in order of time within.
 
-    ``session`` and ``item`` are int64[n], ``time_ms`` int64[n]; ``ids[item]`` is the item's id.
+    ``session`` and ``item`` are int64[n], ``time_ms`` int64[n]; ``ids[item]`` is the item's id. ``user`` int64[n] is
+    the user's number or -1; None where no click has a user.
     """
 
     session: Longs
     item: Longs
     time_ms: Longs
     ids: list[str]
+    user: Longs | None = None
 
     def __len__(self) -> int:
         return len(self.item)
@@ -36,7 +38,7 @@ class Clicks:
     def take(self, keep: NDArray[np.bool_]) -> Clicks:
         """Those clicks only, with sessions numbered anew."""
         session = np.unique(self.session[keep], return_inverse=True)[1].astype(np.int64)
-        return Clicks(session, self.item[keep], self.time_ms[keep], self.ids)
+        return Clicks(session, self.item[keep], self.time_ms[keep], self.ids, of_rows(self.user, keep))
 
 
 def grouped(table: pa.Table) -> Clicks:
@@ -49,17 +51,28 @@ def grouped(table: pa.Table) -> Clicks:
         codes[name] = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
     session, names = codes["session_id"]
     item, ids = codes["item_id"]
-    return newest_first(session, len(names), item, time_ms, ids)
+    user = None
+    if table["user_id"].null_count < len(table):
+        encoded = pc.dictionary_encode(table["user_id"].combine_chunks())
+        encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+        user = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return newest_first(session, len(names), item, time_ms, ids, user)
 
 
-def newest_first(session: Longs, sessions: int, item: Longs, time_ms: Longs, ids: list[str]) -> Clicks:
+def of_rows(column: Longs | None, rows: NDArray[np.generic]) -> Longs | None:
+    """Some rows of a column that may not be there."""
+    return None if column is None else column[rows]
+
+
+def newest_first(session: Longs, sessions: int, item: Longs, time_ms: Longs, ids: list[str],
+                 user: Longs | None = None) -> Clicks:  # fmt: skip
     """Clicks in order of time, with sessions numbered by their ends: 0 ended last."""
     ended = np.zeros(sessions, np.int64)
     np.maximum.at(ended, session, time_ms)
     rank = np.empty(sessions, np.int64)
     rank[np.argsort(-ended, kind="stable")] = np.arange(sessions)
     order = np.lexsort((time_ms, rank[session]))  # lexsort is stable: equal times keep their order
-    return Clicks(rank[session][order], item[order], time_ms[order], ids)
+    return Clicks(rank[session][order], item[order], time_ms[order], ids, of_rows(user, order))
 
 
 def starts(group: Longs) -> Longs:

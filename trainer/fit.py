@@ -7,13 +7,14 @@ part was fitted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
@@ -26,6 +27,7 @@ from trainer.artifacts import Draft, publish
 from trainer.fraud import FraudSettings, Judged, fit_fraud
 from trainer.isolation import fit_isolation
 from trainer.recommender import RecommenderSettings, fit_recommender, golden_sessions
+from trainer.ties import tied_clicks
 from trainer.vectors import Vectors, history_vectors
 from trainer.verdicts import verdicts_of
 
@@ -37,13 +39,17 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class FitSettings:
-    """How a refit goes. ``train_days`` bounds what is fitted on; features see the whole history all the same."""
+    """How a refit goes. ``train_days`` bounds what is fitted on; features see the whole history all the same.
+
+    ``blocked`` are ids of transactions that the worker blocked; they tie clicks as frauds do (:mod:`trainer.ties`).
+    """
 
     seed: int = 1
     threads: int = 2
     rows_max: int = 500_000
     train_days: float | None = None
     keep: int = 5
+    blocked: Collection[str] = ()
     fraud: FraudSettings = field(default_factory=FraudSettings)
     recommender: RecommenderSettings = field(default_factory=RecommenderSettings)
 
@@ -100,6 +106,8 @@ def fit(
     draft = Draft(schema.hash, training={"as_of_ms": as_of_ms})
     if transactions is not None:
         draft = _with_fraud(draft, transactions, schema.transactions, as_of_ms, settings, report)
+    if clicks is not None and transactions is not None:
+        clicks, draft = _without_tied(clicks, transactions, schema.transactions, draft, as_of_ms, settings.blocked)
     if clicks is not None:
         draft = _with_recommender(draft, clicks, settings, report)
     report("publish", 0, 1)
@@ -192,6 +200,18 @@ def _isolation_figures(forest: FlatForest, judged: Judged, rows_max: int = 50_00
     return {
         "auc": float(roc_auc_score(fraud, forest.anomaly(judged.vectors(np.arange(len(judged.fraud))[-rows_max:]))))
     }
+
+
+def _without_tied(clicks: pa.Table, transactions: pa.Table, schema: TransactionSchema, draft: Draft, as_of_ms: int,
+                  blocked: Collection[str]) -> tuple[pa.Table | None, Draft]:  # fmt: skip
+    """The clicks that no fraud known by then is tied to; None if there is none."""
+    late = pc.fill_null(pc.greater(transactions[schema.label_time], as_of_ms), True)
+    known = pc.if_else(late, pa.scalar(None, pa.int8()), transactions[schema.label])
+    judged = transactions.set_column(transactions.column_names.index(schema.label), schema.label, known)
+    tied = tied_clicks(clicks, judged, schema, blocked)
+    draft = replace(draft, training=draft.training | {"clicks_tied_to_fraud": int(tied.sum())})
+    free = clicks.filter(pa.array(~tied)) if tied.any() else clicks
+    return (free if free.num_rows else None), draft
 
 
 def _with_recommender(draft: Draft, clicks: pa.Table, settings: FitSettings, report: Progress) -> Draft:

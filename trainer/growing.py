@@ -9,7 +9,7 @@ known is the newest time seen, not the wall clock's, so that history replayed to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,8 @@ def transaction_columns(schema: TransactionSchema) -> pa.Schema:
     fields += [(name, pa.string()) for name in schema.id_fields]
     fields += [(numeric.name, pa.float64()) for numeric in schema.numeric]
     fields += [(name, pa.string()) for name in schema.categorical]
+    taken = {name for name, _ in fields}
+    fields += [(name, pa.string()) for name in ("session_id", "user_id") if name not in taken]
     return pa.schema([*fields, (schema.label, pa.int8()), (schema.label_time, pa.int64())])
 
 
@@ -55,6 +57,7 @@ class GrowingHistory:
         self._clicks = _newest(_cast(clicks, _CLICKS), "event_time", rows_max)
         self._verdicts: dict[str, tuple[int, int]] = {}
         self._label_ms = 0
+        self._blocked: dict[str, None] = {}
 
     @property
     def transactions(self) -> pa.Table:
@@ -77,6 +80,17 @@ class GrowingHistory:
         """The newest time of a click; 0 if there is none."""
         times = self._clicks["event_time"]
         return int(times[-1].as_py()) if len(times) else 0
+
+    @property
+    def blocked(self) -> Collection[str]:
+        """Ids of the transactions that were blocked."""
+        return self._blocked.keys()
+
+    def add_blocked(self, event_ids: Iterable[str]) -> None:
+        """Take note of transactions that were blocked; of the newest ``rows_max``."""
+        self._blocked.update(dict.fromkeys(event_ids))
+        for event_id in list(self._blocked)[: max(0, len(self._blocked) - self._rows_max)]:
+            del self._blocked[event_id]
 
     def add_transactions(self, rows: Mapping[str, list[object]]) -> None:
         """Take in transactions that arrived, by column; an event id that is there already is left out."""
@@ -124,7 +138,12 @@ class GrowingHistory:
 
 
 def _cast(table: pa.Table | None, columns: pa.Schema) -> pa.Table:
-    return columns.empty_table() if table is None else table.select(columns.names).cast(columns)
+    if table is None:
+        return columns.empty_table()
+    for name in columns.names:
+        if name not in table.column_names:  # ties that a file need not have
+            table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
+    return table.select(columns.names).cast(columns)
 
 
 def _newest(table: pa.Table, time: str, rows_max: int) -> pa.Table:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from features.candidates import FEATURES, WIDTH
 from features.recommender import Recommender
 from features.sources import CLICKS
-from trainer.clicks import Clicks, Longs, newest_first, queries
+from trainer.clicks import Clicks, Longs, newest_first, of_rows, queries
 from trainer.sources import SourceSettings, fit_sources
 
 _CHUNK = 2048
@@ -61,7 +61,8 @@ class Rows:
 def in_time(clicks: Clicks) -> tuple[Clicks, Longs]:
     """Clicks in order of time, with the time rank of each session's first click."""
     order = np.lexsort((np.arange(len(clicks)), clicks.time_ms))
-    timed = Clicks(clicks.session[order], clicks.item[order], clicks.time_ms[order], clicks.ids)
+    timed = Clicks(clicks.session[order], clicks.item[order], clicks.time_ms[order], clicks.ids,
+                   of_rows(clicks.user, order))  # fmt: skip
     first = np.full(int(clicks.session.max()) + 1, len(clicks))
     np.minimum.at(first, timed.session, np.arange(len(clicks)))
     return timed, first
@@ -72,7 +73,8 @@ def part(timed: Clicks, keep: NDArray[np.bool_]) -> Clicks:
     session = np.unique(timed.session[keep], return_inverse=True)[1].astype(np.int64)
     known, item = np.unique(timed.item[keep], return_inverse=True)
     ids = [timed.ids[i] for i in known.tolist()]
-    return newest_first(session, int(session.max(initial=-1)) + 1, item.astype(np.int64), timed.time_ms[keep], ids)
+    return newest_first(session, int(session.max(initial=-1)) + 1, item.astype(np.int64), timed.time_ms[keep], ids,
+                        of_rows(timed.user, keep))  # fmt: skip
 
 
 def block(timed: Clicks, first: Longs, start: int, end: int) -> tuple[Clicks, Clicks]:

@@ -67,13 +67,24 @@ class SourceSettings:
 
 
 def by_popularity(clicks: Clicks, settings: SourceSettings) -> tuple[Clicks, NDArray[np.float64]]:
-    """Items renumbered from the most popular of late on, and their share of the decayed clicks."""
-    age_days = (clicks.time_ms.max() - clicks.time_ms) / DAY_MS
-    share = np.bincount(clicks.item, np.exp(-age_days / settings.popularity_days), len(clicks.ids))
+    """Items renumbered from the most popular of late on, and their share of the decayed clicks.
+
+    A visitor (the user, else the session) counts an item once, by the newest click: nobody makes an item popular alone.
+    """
+    visitor = clicks.session
+    if clicks.user is not None:
+        visitor = np.where(clicks.user >= 0, clicks.user, int(clicks.user.max()) + 1 + clicks.session)
+    order = np.lexsort((clicks.time_ms, clicks.item, visitor))
+    newest = np.ones(len(order), bool)
+    newest[:-1] = (np.diff(visitor[order]) != 0) | (np.diff(clicks.item[order]) != 0)
+    once = order[newest]
+    age_days = (clicks.time_ms.max() - clicks.time_ms[once]) / DAY_MS
+    share = np.bincount(clicks.item[once], np.exp(-age_days / settings.popularity_days), len(clicks.ids))
     order = np.argsort(-share, kind="stable")
     number = np.empty(len(order), np.int64)
     number[order] = np.arange(len(order))
-    renumbered = Clicks(clicks.session, number[clicks.item], clicks.time_ms, [clicks.ids[i] for i in order])
+    renumbered = Clicks(clicks.session, number[clicks.item], clicks.time_ms, [clicks.ids[i] for i in order],
+                        clicks.user)  # fmt: skip
     return renumbered, share[order] / share.sum()
 
 
