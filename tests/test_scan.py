@@ -78,7 +78,7 @@ def test_the_scanner_reads_what_the_decoder_reads(kind: str, seed: int) -> None:
     assert batch.rows == rows
     assert sorted(batch.bad, key=lambda b: b.index) == bad
     assert batch.unknown_fields == unknown
-    for i, (event_id, time, entities, numbers, categories, fraud) in enumerate(fields):
+    for i, (event_id, time, entities, numbers, categories, fraud, *_) in enumerate(fields):
         assert (batch.event_id[i], batch.time[i]) == (event_id, time)
         assert tuple(ids[i] for ids in batch.entities) == entities
         assert np.array_equal(batch.values[i], numbers if kind == "payment" else [np.nan], equal_nan=True)
