@@ -57,6 +57,8 @@ def _decision(message: Decision | Alert) -> Text:
         f"  score {message.score:.3f}  anomaly {message.anomaly:.2f}  key {printable(message.key)}  "
         f"event {printable(message.event_id)}  model {printable(message.model_version)}"
     )
+    if message.degraded is not None:
+        text.append(f"  {printable(message.degraded)}", style="yellow")
     return text.append("  repeated", style="dim") if message.duplicate else text
 
 

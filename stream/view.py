@@ -109,6 +109,10 @@ class View:
             f"{counts['dead_letters']:,} dead letters  lag {self._lag()}  model {version}"
         )
 
+    def latest(self) -> str:
+        """The newest alert with its reasons, in words; nothing before the first."""
+        return "\n".join(line.plain for line in self._alerts(1))
+
     # -- the screen ---------------------------------------------------------------------------------------------
 
     def screen(self, width: int, height: int) -> list[Text]:
@@ -182,7 +186,9 @@ class View:
         shown = f"  {schema_number.removeprefix('event_')} {amount:,.2f}" if amount is not None else ""
         who = ", ".join(f"{name} {printable(id_)}" for name, id_ in alert.entities.items())
         first = Text.assemble((f"{alert.action:6}", ACTION_STYLES[alert.action]), f" {alert.score:.3f}  {who}{shown}")
-        reasons = "; ".join(reason.text for reason in alert.reasons) or "no single feature stands out"
+        if alert.degraded is not None:
+            first.append(f"  {printable(alert.degraded)}", style="yellow")
+        reasons = "; ".join(reason.text for reason in alert.reasons) or _silence(alert)
         return [first, Text(f"       {printable(reasons)}", style="dim")]
 
     def _recommendations(self, count: int) -> list[Text]:
@@ -216,6 +222,11 @@ class View:
         if self.notes:
             return Text(self.notes[0], style="yellow")
         return Text("Ctrl-C stops everything", style="dim")
+
+
+def _silence(alert: Alert) -> str:
+    """What to say of an alert without reasons."""
+    return "there was no time for reasons" if alert.reasons_partial else "no single feature stands out"
 
 
 def _last(values: Iterable[_T], count: int) -> list[_T]:
@@ -270,7 +281,7 @@ def _plain(view: View) -> Show:
         view.update(page, now_s)
         if now_s - last_s >= _PLAIN_EVERY_S:
             last_s = now_s
-            print(view.line(), flush=True)
+            print("\n".join(filter(None, (view.line(), view.latest()))), flush=True)
 
     return show
 

@@ -103,3 +103,17 @@ def test_before_the_worker_answers_the_screen_is_there_already() -> None:
     view = View(_glance(), {}, 0.0)
     view.update(None, 1.0)
     assert len(view.screen(80, 24)) == 24
+
+
+def test_an_alert_is_told_with_its_reasons_in_words_also_without_a_screen() -> None:
+    glance = _glance()
+    view = View(glance, {}, 0.0)
+    assert view.latest() == ""
+    glance.counter.alerts.extend([_alert(1), _alert(2, "card-9")])
+    first, reasons = view.latest().splitlines()
+    assert "card card-9" in first and reasons.strip() == "9 transactions of this card in 1 hour"
+    silent = _alert(3)
+    silent.reasons, silent.reasons_partial, silent.degraded = [], True, "without_reasons:deadline"
+    glance.counter.alerts.append(silent)
+    first, reasons = view.latest().splitlines()
+    assert first.endswith("without_reasons:deadline") and reasons.strip() == "there was no time for reasons"
