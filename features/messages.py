@@ -151,6 +151,18 @@ class Recommendation(msgspec.Struct, kw_only=True):
     degraded: Degraded | None = None
 
 
+class ListChange(msgspec.Struct, kw_only=True):
+    """An id that comes into a list of the rules, or leaves it; of an entity of several fields, their ids in order.
+
+    From ``expires_at`` on, in event time, the entry no longer holds.
+    """
+
+    name: str = msgspec.field(name="list")
+    id: str | int | list[str | int]
+    action: Literal["add", "remove"] = "add"
+    expires_at: str | int | None = None
+
+
 class DeadLetter(msgspec.Struct, kw_only=True):
     """An input record that could not be decided: why, where it came from, and its first 64 KiB in base64.
 

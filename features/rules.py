@@ -34,7 +34,7 @@ RULES_MAX = 256
 LISTS_MAX = 64
 PRIORITY_MAX = 1000
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}\Z")
-_LIST_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}\Z")
+LIST_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}\Z")
 _KEYS = ("name", "when", "action", "reason", "priority", "shadow")
 _REASON_MAX = 500
 _UNDECIDED = -1
@@ -217,7 +217,7 @@ class _Reader:
             self._tell(None, f"lists: expected a table [lists] of at most {LISTS_MAX} lines such as stolen = 'card'")
             return
         for name, of in tables.items():
-            if not _LIST_NAME.match(name):
+            if not LIST_NAME.match(name):
                 self._tell(None, f"lists.{name}: expected a name of at most 63 lower-case letters, digits and '_'")
             elif of not in self._texts:
                 known = ", ".join(self._texts)

@@ -39,7 +39,7 @@ from stream.options import (
 )
 from stream.processes import ONE_THREAD
 from stream.questions import questions
-from stream.rule_commands import rules
+from stream.rule_commands import beside
 from stream.settings import named_settings
 
 _STATE = Path(".headrace")
@@ -388,7 +388,7 @@ def repartition(
 
 app.add_typer(looking_back)
 app.add_typer(questions)
-app.add_typer(rules, name="rules")
+app.add_typer(beside)
 
 
 def main() -> None:

@@ -9,7 +9,16 @@ from typing import Any
 
 import msgspec
 
-from features.messages import Alert, Click, DeadLetter, Decision, Recommendation, label_type, transaction_type
+from features.messages import (
+    Alert,
+    Click,
+    DeadLetter,
+    Decision,
+    ListChange,
+    Recommendation,
+    label_type,
+    transaction_type,
+)
 from features.schema import Schema
 from stream.settings import TopicSettings
 
@@ -26,6 +35,7 @@ def message_types(schema: Schema, topics: TopicSettings) -> dict[str, type[msgsp
         topics.alerts: Alert,
         topics.recommendations: Recommendation,
         topics.dead_letters: DeadLetter,
+        **({} if topics.lists is None else {topics.lists: ListChange}),
     }
 
 

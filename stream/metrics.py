@@ -104,6 +104,8 @@ class Metrics:
         self.rules_refused = Counter("headrace_rules_refusals_total", "Changes of the rules that were refused; the "
                                      "ones before stay in use.", registry=r)  # fmt: skip
         self.list_entries = Gauge("headrace_rule_list_entries", "Ids in a list that rules ask.", ["list"], registry=r)
+        self.rule_list_changes = Counter("headrace_rule_list_changes_total", "Records of the lists' topic, by whether "
+                                         "they could be applied.", ["outcome"], registry=r)  # fmt: skip
         self.in_flight = Gauge("headrace_cycles_in_flight", "Cycles scored and not yet applied.", registry=r)
         self.ready = Gauge("headrace_ready", "1 once partitions are assigned and models are loaded.", registry=r)
 

@@ -41,7 +41,7 @@ class RulesInUse:
 
 
 class RulesHolder:
-    """The current rules; :meth:`watch` replaces them when the file changes, :meth:`take_lists` when a list does.
+    """The current rules; :meth:`watch` replaces them when the file changes, :meth:`use_lists` when a list does.
 
     Raises
     ------
@@ -56,6 +56,7 @@ class RulesHolder:
         self._lists: Lists = {}
         self._seen = self._stamp()
         self._told = ""
+        self._lock = asyncio.Lock()
         self._use(Rules.load(path, catalogue))
 
     def _stamp(self) -> tuple[int, int, int]:
@@ -70,11 +71,11 @@ class RulesHolder:
         self.current = RulesInUse(rules, rules.sets(self._lists))
         self._metrics.set_rules(rules.version)
 
-    def take_lists(self, lists: Lists) -> None:
+    async def use_lists(self, lists: Lists) -> None:
         """Have the lists hold these hashes, each until a time (epoch ms of event time)."""
-        self._lists = lists
-        rules = self.current.rules
-        self.current = RulesInUse(rules, rules.sets(lists))
+        async with self._lock:
+            self._lists, rules = lists, self.current.rules
+            self.current = RulesInUse(rules, await asyncio.to_thread(rules.sets, lists))
         self._metrics.set_lists({name: len(lists.get(name, ())) for name in rules.lists})
 
     async def watch(self, every_s: float) -> None:
@@ -100,7 +101,8 @@ class RulesHolder:
             return
         self._told = ""
         if rules.version != before:
-            self._use(rules)
+            async with self._lock:
+                self._use(rules)
             log.info("rules: version %s is in use, after %s", rules.version, before)
 
 

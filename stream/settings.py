@@ -137,6 +137,7 @@ class TopicSettings:
     alerts: TopicName = "alerts"
     recommendations: TopicName = "recommendations"
     dead_letters: TopicName = "dead-letters"
+    lists: TopicName | None = None
     transaction_partitions: Partitions = 4
     click_partitions: Partitions = 4
     replication: Annotated[int, Meta(ge=1, le=100)] = 1
@@ -153,6 +154,7 @@ class TopicSettings:
             self.alerts: per_card,
             self.recommendations: per_user,
             self.dead_letters: max(per_card, per_user),
+            **({} if self.lists is None else {self.lists: 1}),
         }
 
 
@@ -365,7 +367,7 @@ def _contradictions(settings: Settings) -> Iterator[str]:
             f"kafka.batch_bytes_max = {kafka.batch_bytes_max}: expected at least worker.message_bytes_max = "
             f"{worker.message_bytes_max}; a batch holds whole messages"
         )
-    if len(names.partitions()) < 7:
-        yield "topics: expected seven different names; each topic has one kind of message"
+    if len(names.partitions()) < 7 + (names.lists is not None):
+        yield "topics: expected different names; each topic has one kind of message"
     if worker.review_score is not None and worker.block_score is not None and worker.review_score > worker.block_score:
         yield f"worker.review_score = {worker.review_score}: expected at most worker.block_score = {worker.block_score}"

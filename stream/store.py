@@ -8,6 +8,7 @@ Keys (``{}`` is Redis Cluster's hash tag, so a partition's state lies in one slo
         <entity>:<id>   state of one entity shard (features/codec.py), ``session:<id>`` and ``user:<id>`` of
                         clicks (stream/sessions.py)
     <namespace>:list:<kind>:<id>    no state, see stream/lists.py
+    <namespace>:{<group>:rule-lists:0}    the lists of the rules, in the same form (:mod:`stream.rule_lists`)
     <namespace>:draft:{<group>:<lane>:<partition>}    the same while ``headrace rebuild`` makes it
 
 In: partitions, field names, encoded state. Out: bytes. On redelivery nothing counts twice: :meth:`apply` is a

@@ -156,6 +156,10 @@ def _status(
         return TopicStatus(name, "missing", 0, expected, "is missing; create it with: headrace topics --create")
     count = len(found["partitions"])
     if count != expected:
+        if name == topics.lists:
+            return TopicStatus(
+                name, "wrong", count, expected, f"has {count} partitions; its changes need one order, in 1"
+            )
         setting = f"topics.{_count_setting(name, topics)}"
         copy = (
             f" and copy this one to it with: headrace repartition {name} NEW-TOPIC" if _is_input(name, topics) else ""

@@ -41,11 +41,13 @@ from stream.cycle import Pipeline
 from stream.deadline import Deadline
 from stream.fraud import FraudLane
 from stream.lane import Lane
+from stream.list_keeper import ListKeeper
 from stream.lists import ListWriter
 from stream.metrics import Metrics
 from stream.models import NO_VERSION, ModelHolder
 from stream.publisher import Publisher
 from stream.recommend import RecommendLane
+from stream.rule_lists import RuleLists
 from stream.rules import RulesHolder
 from stream.settings import KafkaSettings, Settings
 from stream.station import Station
@@ -72,6 +74,7 @@ class Parts:
     tails: TailReader
     models: ModelHolder
     rules: RulesHolder | None
+    keeper: ListKeeper | None
     lists: ListWriter | None
 
     async def close(self) -> None:
@@ -97,6 +100,9 @@ class _Companion(Service):
         _ = self.add_future(self._parts.models.watch(self._poll_s))
         if self._parts.rules is not None:
             _ = self.add_future(self._parts.rules.watch(self._poll_s))
+        if self._parts.keeper is not None:
+            _ = self.add_future(self._parts.keeper.run())
+            _ = self.add_future(self._parts.keeper.follow())
         _ = self.add_future(self._sweeper.run())
         _ = self.add_future(_give_back_after_bursts(self._pipeline))
 
@@ -159,7 +165,12 @@ async def _connect(settings: Settings, metrics: Metrics, schema: Schema) -> Part
     await patiently(tails.start, log, back=_KAFKA_BACK)
     ttl_s = settings.worker.list_ttl_s
     lists = ListWriter(redis, settings.redis, ttl_s, metrics) if ttl_s else None
-    return Parts(redis, publisher, tails, models, rules, lists)
+    keeper = None
+    if rules is not None:
+        held = RuleLists(redis, settings.redis, settings.worker.group, settings.topics.lists)
+        keeper = ListKeeper(held, rules, settings.kafka, metrics)
+        await patiently(keeper.refresh, log)
+    return Parts(redis, publisher, tails, models, rules, keeper, lists)
 
 
 async def _started_producer(kafka: KafkaSettings) -> AIOKafkaProducer:

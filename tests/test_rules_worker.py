@@ -217,7 +217,7 @@ def test_lists_hold_until_their_end_in_event_time_and_stay_over_a_change_of_the_
         world = World()
         _pay(world)
         holder = _holder(tmp_path, _LISTS + _rule("stolen", "card in stolen"))
-        holder.take_lists({"stolen": {text_hash("c1"): START_MS + 10_000}})
+        await holder.use_lists({"stolen": {text_hash("c1"): START_MS + 10_000}})
         (tmp_path / "rules.toml").write_text(_LISTS + _rule("is-stolen", "card_id in stolen"))
         await holder.look()
         _ = await _decided(world, holder)

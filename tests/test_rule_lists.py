@@ -1,0 +1,188 @@
+"""The lists that rules ask: changed by commands and by a topic, on every Redis, exactly once and by several workers."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from features.catalogue import build_catalogue
+from features.errors import BadEvent, SettingsError
+from features.messages import ListChange
+from features.rule_machine import NEVER
+from features.rule_program import text_hash
+from features.schema import load_schema
+from stream.cli import app
+from stream.connections import redis_client
+from stream.embedded import RedisServer
+from stream.list_keeper import ListKeeper
+from stream.metrics import Metrics
+from stream.rule_lists import Change, Entries, RuleLists, change_of, check_room
+from stream.rules import RulesHolder
+from stream.settings import KafkaSettings, RedisSettings
+from tests.servers import fresh_name
+
+_RULES = """
+[lists]
+stolen = "card"
+trusted = "merchant"
+
+[[rule]]
+name = "stolen"
+when = "card in stolen"
+action = "block"
+reason = "stolen"
+"""
+
+
+@pytest.fixture(params=["embedded_redis", "redis_server", "redis_cluster"])
+def redis(request: pytest.FixtureRequest) -> RedisSettings:
+    """Lists of its own on each kind of Redis."""
+    server = request.getfixturevalue(request.param)
+    return RedisSettings(url=server.url, namespace=fresh_name("lists"), cluster=request.param == "redis_cluster")
+
+
+def _open(stack: AsyncExitStack, redis: RedisSettings, topic: str | None = None) -> RuleLists:
+    client = redis_client(redis)
+    stack.push_async_callback(client.aclose)
+    return RuleLists(client, redis, "group", topic)
+
+
+def _record(offset: int, **message: Any) -> Any:
+    return SimpleNamespace(offset=offset, value=msgspec.json.encode(message))
+
+
+def _keeper(lists: RuleLists, folder: Path) -> tuple[ListKeeper, RulesHolder, Metrics]:
+    (folder / "rules.toml").write_text(_RULES)
+    metrics = Metrics()
+    holder = RulesHolder(folder / "rules.toml", build_catalogue(load_schema().transactions), metrics)
+    return ListKeeper(lists, holder, KafkaSettings(), metrics), holder, metrics
+
+
+def test_changes_are_read_back_and_the_last_one_counts(redis: RedisSettings) -> None:
+    async def story() -> None:
+        async with AsyncExitStack() as stack:
+            one, other = _open(stack, redis), _open(stack, redis)
+            assert await one.entries() == (b"", {})
+            await one.change([Change("stolen", "a:b", NEVER), Change("stolen", "é", 5), Change("trusted", "m", NEVER)])
+            head, entries = await other.entries()
+            assert entries == {"stolen": {"a:b": NEVER, "é": 5}, "trusted": {"m": NEVER}}
+            await other.change([Change("stolen", "a:b", None), Change("stolen", "c", 1), Change("stolen", "c", 2)])
+            again, entries = await one.entries()
+            assert entries == {"stolen": {"é": 5, "c": 2}, "trusted": {"m": NEVER}} and again != head
+
+    asyncio.run(story())
+
+
+def test_many_ids_at_once_are_all_there(redis: RedisSettings) -> None:
+    async def story() -> Entries:
+        async with AsyncExitStack() as stack:
+            lists = _open(stack, redis)
+            await lists.change([Change("stolen", f"c{i}", NEVER) for i in range(8000)])
+            await lists.change([Change("stolen", f"c{i}", None) for i in range(0, 8000, 2)])
+            return (await lists.entries())[1]
+
+    assert set(asyncio.run(story())["stolen"]) == {f"c{i}" for i in range(1, 8000, 2)}
+
+
+def test_workers_that_read_the_same_topic_apply_each_record_once(redis: RedisSettings, tmp_path: Path) -> None:
+    """A record that another worker has applied is not applied again over a newer change by a command."""
+    records = [
+        _record(3, list="stolen", id="a"),
+        _record(4, list="stolen", id=17, expires_at=1_600_000_000_000),
+        _record(5, list="unknown", id="a"),
+        SimpleNamespace(offset=6, value=b"no json"),
+        _record(7, list="stolen", id="gone"),
+        _record(8, list="stolen", id="gone", action="remove"),
+    ]
+
+    async def story() -> tuple[Entries, list[bool], int, RulesHolder, Metrics]:
+        async with AsyncExitStack() as stack:
+            lists = [_open(stack, redis, "changes") for _ in range(2)]
+            first, holder, metrics = _keeper(lists[0], tmp_path)
+            second, _, _ = _keeper(lists[1], tmp_path)
+            done = [await first.apply(records[:4])]
+            await lists[0].change([Change("stolen", "a", None)])  # by a command
+            done += [await second.apply(records), await second.apply(records[4:])]
+            await first.refresh()
+            return (await lists[0].entries())[1], done, await lists[0].next_offset(), holder, metrics
+
+    entries, done, offset, holder, metrics = asyncio.run(story())
+    assert entries == {"stolen": {"17": 1_600_000_000_000}}
+    assert done == [True, False, True] and offset == 9
+    assert holder._lists == {"stolen": {text_hash("17"): 1_600_000_000_000}}
+    counted = [metrics.rule_list_changes.labels(outcome)._value.get() for outcome in ("applied", "refused")]
+    assert counted == [2, 2]
+
+
+def test_racing_workers_lose_no_change(embedded_redis: RedisServer) -> None:
+    redis = RedisSettings(url=embedded_redis.url, namespace=fresh_name("lists"))
+
+    async def story() -> Entries:
+        async with AsyncExitStack() as stack:
+            lists = [_open(stack, redis) for _ in range(4)]
+            await asyncio.gather(*(each.change([Change("stolen", f"{i}", NEVER)]) for i, each in enumerate(lists)))
+            return (await lists[0].entries())[1]
+
+    assert set(asyncio.run(story())["stolen"]) == {"0", "1", "2", "3"}
+
+
+def test_a_record_is_checked() -> None:
+    def change(**message: Any) -> Change:
+        return change_of(msgspec.convert(message, ListChange))
+
+    assert change(list="nets", id=[64500, "FR"]) == Change("nets", "64500\x1fFR", NEVER)
+    assert change(list="a", id="b", expires_at="2026-03-01T12:00:00Z").until == 1_772_366_400_000
+    assert change(list="a", id="b", action="remove", expires_at=5).until is None
+    for wrong in ({"list": "A", "id": "b"}, {"list": "a", "id": ""}, {"list": "a", "id": "b", "expires_at": 7}):
+        with pytest.raises(BadEvent):
+            change(**wrong)
+
+
+def test_there_is_room_for_a_hundred_thousand_ids() -> None:
+    held: Entries = {"stolen": dict.fromkeys(map(str, range(99_999)), NEVER)}
+    check_room(held, [Change("stolen", "5", NEVER), Change("stolen", "x", NEVER)])
+    check_room(held, [Change("stolen", "y", None)] * 9)
+    with pytest.raises(SettingsError, match=r"100,001 ids; at most 100,000.*--expired"):
+        check_room(held, [Change("stolen", "x", NEVER), Change("trusted", "x", NEVER)])
+
+
+def test_the_commands_change_and_show_lists(
+    embedded_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rules.toml").write_text(_RULES)
+    (tmp_path / "ids").write_text("card-2\n\n card-3 \n")
+    monkeypatch.setenv("HEADRACE_WORKER_RULES", str(tmp_path / "rules.toml"))
+    monkeypatch.setenv("HEADRACE_REDIS_NAMESPACE", fresh_name("lists"))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        done = CliRunner().invoke(app, ["list", *words, "--redis", embedded_redis.url])
+        return done.exit_code, done.stdout, done.stderr
+
+    assert run("add", "stolen", "card-1", "--file", "ids", "--until", "2020-01-01T00:00:00Z")[:2] == (
+        0, "stolen: 3 ids put in\n",
+    )  # fmt: skip
+    assert run("add", "stolen", "card-3", "17", "--for", "30d")[0] == 0
+    shown = run("show", "stolen")[1].splitlines()
+    assert [line.split("\t")[0] for line in shown] == ["17", "card-1", "card-2", "card-3"]
+    assert shown[1] == "card-1\tuntil 2020-01-01T00:00:00Z" and "until 20" in shown[0]
+    assert run("remove", "stolen", "--expired")[1] == "stolen: 2 ids taken out\n"
+    assert run("remove", "stolen", "17", "none")[1] == "stolen: 1 ids taken out\n"
+    assert run("show")[1] == "stolen: 1 ids\ntrusted: 0 ids\n"
+    for words, told in (
+        (("add", "stole", "x"), "did you mean stolen?"),
+        (("add", "stolen"), "no ids"),
+        (("add", "stolen", "a\x1f"), "empty"),
+        (("add", "stolen", "x", "--until", "soon"), "--until = 'soon'"),
+        (("add", "stolen", "--file", "nowhere"), "nowhere: cannot be read"),
+        (("show", "nothing"), "no list 'nothing'"),
+    ):
+        code, _, problem = run(*words)
+        assert code == 2 and told in problem, words
