@@ -15,14 +15,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import growth, guard, latency, memory, replay, throughput
+from bench import clicks, growth, guard, latency, memory, replay, throughput
 from bench.stage import Stage, stage
 
 RATES = (500, 1000, 2000, 5000, 10_000)
 SUMMARY = (
     "ratio_vs_faust_empty", "ratio_vs_faust_empty_uvloop", "ratio_vs_usual_way", "ratio_vs_passthrough",
     "events_per_s", "p50_added_ms_at_1000", "p99_added_ms_at_1000", "p99_ms_at_5000",
-    "recommend_p99_added_ms_at_1000", "replay_events_per_s", "replay_ratio_vs_pandas", "redis_bytes_per_entity",
+    "recommend_p99_added_ms_at_1000", "recommend_clicks_per_s",
+    "recommend_p90_ms_at_1000", "recommend_p99_ms_at_1000", "recommend_p99_ms_at_3x", "recommend_degraded_at_3x",
+    "recommend_serenade_clicks_per_s", "replay_events_per_s", "replay_ratio_vs_pandas", "redis_bytes_per_entity",
     "worker_rss_mb", "ready_s",
 )  # fmt: skip
 
@@ -42,6 +44,7 @@ def run(play: Stage, rows: set[int], *, quick: bool) -> dict[str, Any]:
         found["latency"] = latency.measure(play, rates, 4.0 if quick else 6.0, 3, say)
     if 6 in rows:
         found["recommendations"] = latency.measure(play, (1000,), 6.0, 3, say, clicks=True)
+        found["clicks"] = clicks.measure(play, 3, say)
     if 7 in rows:
         found["replay"] = replay.measure(quick=quick)
         say(f"replay {found['replay']}")
@@ -83,6 +86,9 @@ def summarize(found: dict[str, Any]) -> dict[str, float | None]:
         pick("throughput", "headrace", "events_per_s"),
         pick("latency", "1000", "added_ms", "p50"), pick("latency", "1000", "added_ms", "p99"),
         pick("latency", "5000", "headrace", "p99"), pick("recommendations", "1000", "added_ms", "p99"),
+        pick("clicks", "yoochoose", "clicks_per_s"), pick("clicks", "yoochoose", "1000", "p90"),
+        pick("clicks", "yoochoose", "1000", "p99"), pick("clicks", "yoochoose", "3x", "p99"),
+        pick("clicks", "yoochoose", "3x", "degraded_share"), pick("clicks", "serenade", "clicks_per_s"),
         pick("replay", "events_per_s"), pick("replay", "ratio"), pick("memory", "bytes_per_shard"),
         pick("memory", "worker_rss_mb"), pick("memory", "ready_s"),
     )  # fmt: skip

@@ -63,6 +63,17 @@ def deciding(stage: Stage, *, clicks: bool = False) -> Iterator[Line]:
 
 
 @contextmanager
+def answering(stage: Stage) -> Iterator[Line]:
+    """A worker that only recommends, with an empty state, reading topics of its own."""
+    topics = stage.topics(stage.fresh("unused"))
+    asyncio.run(stage.create(topics.transactions))
+    asyncio.run(stage.create_around(topics))
+    child = stage.worker(topics, stage.fresh("clicks"))
+    with _running(child, " reading "):
+        yield Line(topics.clicks, topics.recommendations, (child,))
+
+
+@contextmanager
 def _running(child: Child, ready: str) -> Iterator[None]:
     child.start()
     try:

@@ -10,8 +10,9 @@ import pytest
 
 from features.recommender import Recommender
 from features.schema import load_schema
-from stream.arrivals import _fields
+from stream.arrivals import Arrivals, _fields
 from stream.columns import transaction_rows
+from stream.settings import Settings
 from tests.sessions import MINUTE_MS, QUICK, START_MS, checkerboard
 from tests.test_lane import NOW_MS
 from trainer.artifacts import load
@@ -117,6 +118,30 @@ def test_a_label_that_comes_later_ties_nothing_yet(tmp_path: Path) -> None:
     clicks = pa.concat_tables([checkerboard(sessions=60), farm({"card_id": "stolen-{}"})])
     _, manifest = fitted(tmp_path, clicks, late)
     assert manifest.training["clicks_tied_to_fraud"] == 0
+
+
+def test_what_the_archive_says_was_blocked_is_known_to_the_history() -> None:
+    class Told:
+        """An archive of two days of decisions, the older of which is older than the history."""
+
+        def dates(self, kind: str) -> list[str]:
+            return ["2026-01-01", "2026-01-02"]
+
+        def newest_dates(self, kind: str, topic: str, rows_max: int) -> list[str]:
+            return ["2026-01-02"] if kind == "transactions" else []
+
+        def of_date(self, kind: str, topic: str, date: str, columns: tuple[str, ...] = ()) -> pa.Table:
+            if kind != "decisions":
+                return pa.table({name: pa.array([], pa.binary()) for name in ("record_key", "record_value")} | {
+                    name: pa.array([], pa.int64()) for name in ("record_offset", "record_time")})  # fmt: skip
+            return pa.table({"event_id": [f"a{date}", f"b{date}", f"c{date}"], "action": ["allow", "block", "review"]})
+
+        def end(self, topic: str, partition: int) -> int | None:
+            return None
+
+    history = GrowingHistory(SCHEMA.transactions, 100)
+    Arrivals(Settings(), SCHEMA).read_archive(Told(), history, 100)  # type: ignore[arg-type]
+    assert list(history.blocked) == ["b2026-01-02"]
 
 
 def test_a_tied_click_ties_its_session_and_its_users_clicks_of_that_time_only() -> None:
