@@ -35,6 +35,7 @@ Bytes = NDArray[np.int8]
 
 OPEN = -1  # in the place of an action: the controller decides
 SKIP = -2  # a repeat: it has the decision of the first, and counts nothing
+AT_LEAST = 8  # plus an action: the controller decides, and that is the mildest that comes of it
 NOTHING_PASSES = 1.000001  # above every score
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -45,6 +46,7 @@ _WEEK_HOURS = 168
 _HALF_LIFE_H = 72.0
 _MARGIN = 0.03  # of a day, see the module's text
 _SLACK_MS = 6 * HOUR_MS
+_UNKNOWN = -1.0
 _LEAST_LEFT = 0.02  # of the budget, for what is far above all others when the budget is spent
 _CARRIED, _CARRIED_ON = 0.5, 0.7
 _CARRIED_MAX = 0.1  # of the budget, or one case
@@ -157,12 +159,12 @@ def _left(ints: Ints, floats: Floats) -> tuple[float, float]:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _threshold(ints: Ints, floats: Floats, budget: float, review: float) -> float:
-    """The score at which what is left of the budget is spent by the end of the day."""
+def _threshold(ints: Ints, floats: Floats, budget: float) -> float:
+    """The score at which what is left of the budget is spent by the end of the day, if that can be told."""
     if ints[CASES] >= max(1.0, math.floor(_CAP * budget)):
         return NOTHING_PASSES
     if ints[HOUR] < 0 or floats[EVENTS] <= 0.0:
-        return review
+        return _UNKNOWN
     rest, total = _left(ints, floats)
     share = floats[EVENTS] / (rest + _MARGIN * total)
     cases = budget + floats[CARRY] - ints[CASES] + _MARGIN * budget
@@ -215,14 +217,15 @@ def decide(ints: Ints, floats: Floats, hours: Floats, cards: Ints, places: Ints,
     score : float64[n]
         NaN counts as no score: nothing is learnt from it.
     action : int8[n]
-        ``OPEN`` where the controller decides (replaced by the action), ``SKIP`` for repeats, or an action that was
-        decided elsewhere: by a rule, or before a restart. It counts as a case like any other.
+        ``OPEN`` where the controller decides, ``AT_LEAST`` plus an action where a rule wants that or more (both are
+        replaced by the action), ``SKIP`` for repeats, or an action that was decided elsewhere: by a rule that allows,
+        or before a restart. All alerts count.
     threshold : float64[n]
         Result: the threshold in force for each.
     """
     for n in range(len(time)):
         if action[n] == SKIP:
-            threshold[n] = floats[THRESHOLD]
+            threshold[n] = floats[THRESHOLD] if floats[THRESHOLD] > 0.0 else review
             continue
         if marks[n] > 0:
             now = max(ints[CLOCK], min(time[n], marks[n] + _SLACK_MS))
@@ -238,14 +241,15 @@ def decide(ints: Ints, floats: Floats, hours: Floats, cards: Ints, places: Ints,
             ints[MODEL] = model[n]
         at = _place(cards, places, card[n])
         is_case = places[at] > 0
-        least = _threshold(ints, floats, budget, review)
-        floats[THRESHOLD] = least
-        threshold[n] = min(least, review) if is_case else least
-        if action[n] == OPEN:
-            if score[n] >= threshold[n]:
-                action[n] = 2 if score[n] >= block else 1
-            else:
-                action[n] = 0
+        least = _threshold(ints, floats, budget)
+        known = least >= 0.0  # what the state becomes must not depend on the model that is served
+        if known:
+            floats[THRESHOLD] = least
+        threshold[n] = min(least, review) if is_case and known else (least if known else review)
+        if action[n] == OPEN or action[n] >= AT_LEAST:
+            mildest = 0 if action[n] == OPEN else action[n] - AT_LEAST
+            found = (2 if score[n] >= block else 1) if score[n] >= threshold[n] else 0
+            action[n] = max(found, mildest)
         if score[n] == score[n]:
             floats[EVENTS] += 1.0
             if not is_case:
@@ -254,7 +258,7 @@ def decide(ints: Ints, floats: Floats, hours: Floats, cards: Ints, places: Ints,
         ints[SEEN] += 1
         if action[n] > 0 and not is_case:
             ints[CASES] += 1
-            floats[FORCED] += 0.0 if score[n] >= least else 1.0
+            floats[FORCED] += 1.0 if known and not score[n] >= least else 0.0
             if ints[SIZE] < len(cards):
                 cards[ints[SIZE]] = card[n]
                 ints[SIZE] += 1

@@ -94,7 +94,7 @@ class Pipeline:
 
     async def _take_over(self, station: Station, partitions: list[int], bounds: Bounds) -> dict[Target, int]:
         lane, store = station.lane, station.store
-        values = await store.read({p: [HEAD] for p in partitions})
+        values = await store.read({p: [HEAD, *lane.own_fields] for p in partitions})
         found = {p: values[p][0] or b"" for p in partitions}
         heads = await heads_of(station, found, bounds, self._tails, self._schema_hash)
         # A new writer in the head fences the earlier owner before its tails are read: it can no longer apply.
@@ -106,7 +106,7 @@ class Pipeline:
         seeks = {}
         for p in partitions:
             station.heads[p] = fenced[p], encode_head(fenced[p])
-            lane.resume(p, fenced[p].offsets, fenced[p].watermark)
+            lane.resume(p, fenced[p].offsets, fenced[p].watermark, values[p][1:])
             station.answered[p] = lane.adopt(p, {t: tails[t, p] for t in lane.outputs})
             self._quarantine.adopt(tails[lane.outputs[-1], p], lane.topics)
             station.ends[p] = {t: positions[t, p] + len(tails[t, p]) for t in lane.outputs}

@@ -17,11 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from features import costs
+from features.costs import Costs
 from features.engine import Operations
+from features.errors import SettingsError
 from features.kernel import LABEL
 from features.messages import ACTIONS, Reason
 from features.rule_machine import Columns
 from features.rules import Rule
+from features.schema import TransactionSchema
 from features.scoring import FraudModel
 from features.texts import Texts
 from stream.fallback import DEGRADED, Fallback
@@ -139,14 +143,34 @@ class Decided:
                 for code, rule in zip(codes, found, strict=True)]  # fmt: skip
 
 
+def amount_column(worker: WorkerSettings, schema: TransactionSchema) -> int:
+    """Which numeric field says what is lost in a fraud: ``worker.cost_amount``, or else the first.
+
+    Raises
+    ------
+    SettingsError
+        If the schema has no such field.
+    """
+    names = [numeric.name for numeric in schema.numeric]
+    wanted = worker.cost_amount if worker.cost_amount is not None or not names else names[0]
+    if wanted not in names:
+        told = ", ".join(names) or "none"
+        raise SettingsError([f"worker.cost_amount = {wanted!r}: expected a numeric field of the schema: {told}"])
+    return names.index(wanted)
+
+
 class Policy:
     """The decision policy of the settings, and the rules beside it."""
 
-    def __init__(self, worker: WorkerSettings, rules: RulesHolder | None = None) -> None:
+    def __init__(self, worker: WorkerSettings, schema: TransactionSchema, rules: RulesHolder | None = None) -> None:
         self._worker = worker
         self._rules = rules
         self._counts = RuleCounts()
         self.fallback = Fallback(worker)
+        self._costs: Costs | None = None
+        if worker.cost_review is not None or worker.cost_block is not None:
+            self._costs = Costs(worker.cost_review, worker.cost_block, worker.cost_recovered)
+            self._amount = amount_column(worker, schema)
 
     def decide(self, seen: Seen, model: FraudModel | None, beside: Executor | None = None, spent_s: float = 0.0
                ) -> Decided:  # fmt: skip
@@ -156,12 +180,11 @@ class Policy:
         """
         scored = self.fallback.score(seen.x, model, beside, spent_s)
         scored.score, scored.anomaly = np.round(scored.score, _ROUND), np.round(scored.anomaly, _ROUND)
-        review, block = self._thresholds(model)
-        action = np.where(scored.score >= block, 2, np.where(scored.score >= review, 1, 0)).astype(np.int8)
+        action, in_force = self._act(seen, scored.score, model)
         missing = scored.degraded.any()
         if missing:
             self.fallback.act(scored, action)
-        decided = Decided(scored.score, scored.anomaly, action, np.full(len(seen), review), scored.degraded)
+        decided = Decided(scored.score, scored.anomaly, action, in_force, scored.degraded)
         if self._rules is not None and len(seen):
             self._apply(self._rules.current, seen, decided)
         if missing:
@@ -193,7 +216,19 @@ class Policy:
             keys = tuple(zip(decided.rules, decided.watching.tolist(), strict=True))
             self._counts.hits(keys, decided.hits[first], operations.event_hash[rows][first], tally)
 
-    def _thresholds(self, model: FraudModel | None) -> tuple[float, float]:
+    def _act(self, seen: Seen, score: Floats, model: FraudModel | None) -> tuple[NDArray[np.int8], Floats]:
+        """Actions, and the review threshold in force at each; with an alert budget it decides later, see
+        :mod:`stream.budgets`."""
+        if self._costs is not None:
+            return costs.decide(self._costs, score, seen.values[:, self._amount])
+        review, block = self.thresholds(model)
+        if self._worker.cases_per_day is not None:
+            return np.zeros(len(score), np.int8), np.full(len(score), review)
+        action = np.where(score >= block, 2, np.where(score >= review, 1, 0)).astype(np.int8)
+        return action, np.full(len(score), review)
+
+    def thresholds(self, model: FraudModel | None) -> tuple[float, float]:
+        """The lowest score to review and to block, of the settings or else of the model."""
         if model is None:
             return math.nan, math.nan
         worker, found = self._worker, model.thresholds

@@ -22,6 +22,7 @@ from features.kernel import LABEL, TRANSACTION
 from features.messages import ACTIONS
 from features.texts import Texts
 from features.watermark import UNMARKED, Watermark
+from stream.budgets import Budgets
 from stream.deciding import Decided, Policy, Seen, adopt_emitted
 from stream.entities import EntityCache, evict
 from stream.explaining import Explaining
@@ -67,7 +68,11 @@ class FraudLane:
         self.records_max = FIELDS_MAX // (2 * len(schema.entities)) - 1  # transactions and labels, each its entities
         self.cache_bytes = worker.cache_mb * 1_000_000
         self._topic_names = topics
-        self._policy = Policy(worker, rules)
+        self._policy = Policy(worker, schema, rules)
+        self._budgets = None
+        if worker.cases_per_day is not None:
+            self._budgets = Budgets(worker.cases_per_day, self.partitions, topics.transactions)
+        self.own_fields = Budgets.fields if self._budgets is not None else ()
         self._explaining = Explaining(settings, catalogue, self._policy.fallback)
         self._intake = Intake(settings, schema, self.records_max)
         self.caches = tuple(
@@ -81,15 +86,20 @@ class FraudLane:
         self._beside = ThreadPoolExecutor(1, "headrace-beside")
         self._encodings: list[Future[Fields]] = []
 
-    def resume(self, partition: int, offsets: Mapping[str, int], watermark: Watermark = UNMARKED) -> None:
+    def resume(self, partition: int, offsets: Mapping[str, int], watermark: Watermark = UNMARKED,
+               own: Sequence[bytes | None] = ()) -> None:  # fmt: skip
         """Start a partition at the applied ``offsets`` and watermark; nothing of it is cached."""
         self.drop(partition)
+        if self._budgets is not None:
+            self._budgets.resume(partition, own)
         self._intake.partitions[partition] = Progress(dict(offsets), watermark)
 
     def drop(self, partition: int) -> None:
         """Forget a partition: it is lost, or its state ran ahead of what was applied."""
         self._settle_rows()
         self._intake.partitions.pop(partition, None)
+        if self._budgets is not None:
+            self._budgets.drop(partition)
         for cache in self.caches:
             cache.drop(partition)
 
@@ -202,6 +212,9 @@ class FraudLane:
             emitted = [self._intake.partitions[part.partition].emitted for part in work]
             if any(emitted):
                 adopt_emitted(seen, decided, emitted, self.topics[0])
+            if self._budgets is not None:
+                thresholds = self._policy.thresholds(models.fraud)
+                self._budgets.decide(seen, decided, folded.repeat[rows], emitted, models.version, thresholds)
             self._remember(operations, folded, rows, decided)
         self._policy.count(operations, rows, folded.repeat[rows], decided, tally)
         tally.labels_missed += int(folded.missed.sum())
@@ -270,6 +283,8 @@ class FraudLane:
         states = [self._intake.partitions[part.partition] for part in work]
         self._explaining.answer(seen, decided, repeat, states, models, tally)
         self._count(work, decided, tally)
+        if self._budgets is not None:
+            tally.budgets |= {part.partition: self._budgets.standing(part.partition) for part in work}
         for part, state, fields in zip(work, states, encoding, strict=True):
             if state.done and reached(part.offsets, state.answered):
                 state.done = set()
@@ -283,13 +298,16 @@ class FraudLane:
         It may take until the next cycle changes rows, see :meth:`_settle_rows`; until then that one only adds rows.
         """
 
-        def encode(part: Part) -> Wired:
+        own = [{} if self._budgets is None else self._budgets.changed(part.partition) for part in work]
+
+        def encode(part: Part, more: Fields) -> Wired:
             pairs = zip(self.caches, part.slots, strict=True)
-            return Wired.of([cache.encode(np.unique(slots)) for cache, slots in pairs])
+            rows = [cache.encode(np.unique(slots)) for cache, slots in pairs]
+            return Wired.of([*rows, Wired.plain(more)] if more else rows)
 
         if not beside:
-            return [encode(part) for part in work]
-        self._encodings = [self._beside.submit(encode, part) for part in work]
+            return [encode(*pair) for pair in zip(work, own, strict=True)]
+        self._encodings = [self._beside.submit(encode, *pair) for pair in zip(work, own, strict=True)]
         return self._encodings
 
     def _settle_rows(self) -> None:

@@ -123,6 +123,7 @@ class Tally:
 
     ``timestamps`` are the Kafka times (int64[n], ms) of what was answered, by kind, one array for each partition.
     ``rule_hits`` are by rule and whether it is in shadow, ``rule_labels`` by that and whether the label says fraud.
+    ``budgets``: of each partition's alert budget, the threshold in force and the cases of the day.
     """
 
     events: dict[str, int] = field(default_factory=dict)
@@ -138,6 +139,7 @@ class Tally:
     rule_hits: dict[tuple[str, bool], int] = field(default_factory=dict)
     rule_labels: dict[tuple[tuple[str, bool], bool], int] = field(default_factory=dict)
     timestamps: dict[str, list[NDArray[np.int64]]] = field(default_factory=dict)
+    budgets: dict[int, tuple[float, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -161,7 +163,7 @@ class Lane(Protocol):
 
     While a record that makes a cycle raise is looked for, :meth:`narrow` says how many waiting records of a partition
     a cycle may take up (0: as many as ever), and :meth:`sources` tells the topic, partition and offset of each that it
-    would have counted.
+    would have counted. ``own_fields`` are fields of a partition that :meth:`resume` is given as they were applied.
     """
 
     @property
@@ -174,6 +176,8 @@ class Lane(Protocol):
     def partitions(self) -> int: ...
     @property
     def records_max(self) -> int: ...
+    @property
+    def own_fields(self) -> tuple[bytes, ...]: ...
 
     def begin(self, fetched: Mapping[int, Records], lagging: Mapping[int, bool], tally: Tally) -> Any: ...
     def wanted(self, work: Any, cycle: int, now_s: float) -> dict[int, list[bytes]]: ...
@@ -181,7 +185,8 @@ class Lane(Protocol):
     def compute(self, work: Any, models: Any, cycle: int, tally: Tally) -> list[Produced]: ...
     def sources(self, work: Any) -> list[tuple[Target, int]]: ...
     def narrow(self, limit: int) -> None: ...
-    def resume(self, partition: int, offsets: Mapping[str, int], watermark: Watermark = ...) -> None: ...
+    def resume(self, partition: int, offsets: Mapping[str, int], watermark: Watermark = ...,
+               own: Sequence[bytes | None] = ...) -> None: ...  # fmt: skip
     def drop(self, partition: int) -> None: ...
     def evict(self, settled: int) -> None: ...
     def adopt(self, partition: int, emitted: Mapping[str, Sequence[bytes]]) -> dict[str, int]: ...

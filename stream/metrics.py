@@ -106,6 +106,10 @@ class Metrics:
         self.list_entries = Gauge("headrace_rule_list_entries", "Ids in a list that rules ask.", ["list"], registry=r)
         self.rule_list_changes = Counter("headrace_rule_list_changes_total", "Records of the lists' topic, by whether "
                                          "they could be applied.", ["outcome"], registry=r)  # fmt: skip
+        self.budget_threshold = Gauge("headrace_review_threshold", "Review threshold of the alert budget.",
+                                      ["partition"], registry=r)  # fmt: skip
+        self.budget_cases = Gauge("headrace_cases_today", "Cards alerted on the newest day, of the alert budget.",
+                                  ["partition"], registry=r)  # fmt: skip
         self.in_flight = Gauge("headrace_cycles_in_flight", "Cycles scored and not yet applied.", registry=r)
         self.ready = Gauge("headrace_ready", "1 once partitions are assigned and models are loaded.", registry=r)
 
@@ -142,6 +146,9 @@ class Metrics:
             self.rule_hits.labels(rule, _YES[shadow]).inc(count)
         for ((rule, shadow), fraud), count in tally.rule_labels.items():
             self.rule_labels.labels(rule, _YES[shadow], _YES[fraud]).inc(count)
+        for partition, (threshold, cases) in tally.budgets.items():
+            self.budget_threshold.labels(str(partition)).set(threshold)
+            self.budget_cases.labels(str(partition)).set(cases)
         for stage, seconds in tally.seconds.items():
             self.stage.labels(stage).observe(seconds)
         for kind, timestamps in tally.timestamps.items():

@@ -106,6 +106,7 @@ class RecommendLane:
     """Clicks to recommendations, see the module's text."""
 
     name = "recommend"
+    own_fields = ()
 
     def __init__(self, settings: Settings) -> None:
         worker, topics = settings.worker, settings.topics
@@ -123,7 +124,8 @@ class RecommendLane:
         self._trends = Trends(worker.online_half_life_s) if worker.online_learning else None
         self._beside = ThreadPoolExecutor(1, "headrace-beside-clicks")
 
-    def resume(self, partition: int, offsets: Mapping[str, int], watermark: Watermark = UNMARKED) -> None:
+    def resume(self, partition: int, offsets: Mapping[str, int], watermark: Watermark = UNMARKED,
+               own: Sequence[bytes | None] = ()) -> None:  # fmt: skip
         """Start a partition at the applied ``offsets`` and watermark; nothing of it is cached."""
         self._partitions[partition] = _Partition(dict(offsets), watermark)
 

@@ -25,6 +25,12 @@ class Wired(Mapping[bytes, bytes]):
         """All of several."""
         return cls(sum(part.count for part in parts), b"".join([part.wire for part in parts]))
 
+    @classmethod
+    def plain(cls, fields: Mapping[bytes, bytes]) -> Wired:
+        """Of names and values as they are."""
+        words = [word for pair in fields.items() for word in pair]
+        return cls(len(fields), b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words]))
+
     @cached_property
     def _pairs(self) -> dict[bytes, bytes]:
         words, at = [], 0

@@ -21,6 +21,7 @@ from msgspec import Meta
 
 from features.errors import SettingsError
 from features.messages import Action
+from stream import policy_settings
 from stream.settings_reader import Check, Reader, Secret
 
 FLAGS = {
@@ -70,6 +71,7 @@ Partitions = Annotated[int, Meta(ge=1, le=1024)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
 Milliseconds = Annotated[int, Meta(ge=0, le=86_400_000)]
+Cost = Annotated[float, Meta(gt=0, le=1e12)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
 Text = Annotated[str, Meta(min_length=1)]
 SecretText = Annotated[str, Secret()]
@@ -184,6 +186,11 @@ class WorkerSettings:
     score_deadline_ms: Annotated[float, Meta(gt=0, le=86_400_000)] | None = None
     anomaly_review: Probability = 0.995
     default_action: Action = "allow"
+    cases_per_day: Count | None = None
+    cost_review: Cost | None = None
+    cost_block: Cost | None = None
+    cost_recovered: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    cost_amount: Text | None = None
     recommendations_k: Annotated[int, Meta(ge=1, le=1000)] = 20
     message_bytes_max: Annotated[int, Meta(ge=1024, le=2**28)] = 1_000_000
     ahead_max_s: Seconds = 3600.0
@@ -371,3 +378,4 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield "topics: expected different names; each topic has one kind of message"
     if worker.review_score is not None and worker.block_score is not None and worker.review_score > worker.block_score:
         yield f"worker.review_score = {worker.review_score}: expected at most worker.block_score = {worker.block_score}"
+    yield from policy_settings.contradictions(worker)

@@ -7,6 +7,7 @@ Keys (``{}`` is Redis Cluster's hash tag, so a partition's state lies in one slo
                         writer, watermark
         <entity>:<id>   state of one entity shard (features/codec.py), ``session:<id>`` and ``user:<id>`` of
                         clicks (stream/sessions.py)
+        @budget...      the alert budget's controller (features/budget.py), where there is one
     <namespace>:list:<kind>:<id>    no state, see stream/lists.py
     <namespace>:{<group>:rule-lists:0}    the lists of the rules, in the same form (:mod:`stream.rule_lists`)
     <namespace>:draft:{<group>:<lane>:<partition>}    the same while ``headrace rebuild`` makes it

@@ -272,12 +272,13 @@ class World:
         self.hashes: dict[str, dict[int, dict[bytes, bytes]]] = {"fraud": {}, "recommend": {}}
         self.outputs: dict[Target, list[Message]] = defaultdict(list)
         self.recommender: Any = FakeRecommender()
+        self.policy: dict[str, Any] = {}  # settings of its workers
 
     def worker(self, *, in_flight: int = 4, cache: int = 1000, refresh_ms: int = 0, shift: float = 0.0,
                lease_s: float = 60.0, sample: float = 0.0, rules: RulesHolder | None = None,
                **worker: Any) -> FakeWorker:  # fmt: skip
         """A worker that has read nothing yet."""
-        return FakeWorker(self, in_flight, cache, refresh_ms, shift, lease_s, sample, rules, **worker)
+        return FakeWorker(self, in_flight, cache, refresh_ms, shift, lease_s, sample, rules, **self.policy | worker)
 
     def answers(self, topic: str) -> list[dict[str, Any]]:
         """All messages of an output topic."""

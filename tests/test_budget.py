@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.budget import FIELDS, Budget, model_tag
-from features.budget_kernel import DAY_MS, HOUR_MS, NOTHING_PASSES, OPEN, SKIP
+from features.budget_kernel import AT_LEAST, DAY_MS, HOUR_MS, NOTHING_PASSES, OPEN, SKIP
 from features.errors import StateMismatch
 from features.hashing import hash_strings
 from features.watermark import UNMARKED, advance
@@ -121,18 +121,19 @@ def test_a_wave_of_frauds_stays_within_one_and_a_half_times_the_budget() -> None
 def test_beyond_one_and_a_half_times_the_budget_only_what_rules_decide_is_a_case() -> None:
     s = stream(3)
     given_ = np.full(len(s.time), OPEN, np.int8)
-    given_[::20] = 2  # three hundred a day
+    given_[::20] = AT_LEAST + 2  # three hundred a day
     action, threshold = run(Budget(40), s, given_)
     spent = threshold == NOTHING_PASSES
-    assert spent.any() and (action[spent & (given_ == OPEN)] == 0).all() and (action[given_ == 2] == 2).all()
+    assert spent.any() and (action[spent & (given_ == OPEN)] == 0).all() and (action[given_ > 0] == 2).all()
 
 
 def test_what_rules_alert_counts_too() -> None:
     s = stream(7)
     given_ = np.full(len(s.time), OPEN, np.int8)
-    given_[::200] = 1  # thirty a day
-    found = cases(s, run(Budget(50), s, given_)[0])
-    within(found, 50, 1)
+    given_[::200] = AT_LEAST + 1  # thirty a day
+    action, threshold = run(Budget(50), s, given_)
+    within(cases(s, action), 50, 1)
+    assert (action[given_ > 0] == np.where(s.score >= np.maximum(threshold, BLOCK), 2, 1)[given_ > 0]).all()
 
 
 def test_a_card_that_is_a_case_today_costs_nothing_more_and_has_the_models_own_threshold() -> None:
@@ -152,7 +153,7 @@ def test_however_it_is_cut_and_read_back_the_actions_and_the_bytes_are_the_same(
     s = stream(3, seed, a_day=400)
     s.model[len(s.time) // 2 :] = model_tag("000002")
     given_ = np.full(len(s.time), OPEN, np.int8)
-    given_[::50], given_[7::60] = 1, SKIP
+    given_[::50], given_[7::60], given_[9::70] = 1, SKIP, AT_LEAST + 1
     whole = Budget(8)
     action, threshold = run(whole, s, given_)
     marks, _ = advance(UNMARKED, s.time)

@@ -135,6 +135,7 @@ def test_the_metrics_table_is_what_a_worker_serves() -> None:
 def test_the_errors_that_the_page_explains_are_texts_of_the_program() -> None:
     sources = "".join(_text(path.relative_to(_ROOT).as_posix()) for path in (_ROOT / "stream").glob("*.py"))
     sources += "".join(_text(path.relative_to(_ROOT).as_posix()) for path in (_ROOT / "trainer").glob("*.py"))
+    sources += _text("features/budget.py")
     for row in _rows(_section("docs/operations.md", "## Errors, and what to do")):
         for words in re.findall(r"`([^`]+)`", row[0]):
             assert words in sources, f"nothing says {words!r}"

@@ -132,12 +132,12 @@ class Deployment:
         return kind.from_url(self.redis_url)
 
     def state(self, lane: str = "fraud") -> dict[int, dict[bytes, bytes]]:
-        """The fields in Redis by partition, heads left out."""
+        """The entities' fields in Redis by partition; what begins with @ (head, alert budget) is left out."""
         with self._redis() as redis:
             found = {}
             for partition in range(self.partitions):
                 fields: Any = redis.hgetall(f"{self.name}:{{{self.name}:{lane}:{partition}}}")
-                found[partition] = {name: value for name, value in fields.items() if name != b"@"}
+                found[partition] = {name: value for name, value in fields.items() if not name.startswith(b"@")}
             return found
 
     def applied(self, lane: str = "fraud") -> dict[int, dict[str, int]]:
