@@ -156,7 +156,7 @@ class Stage:
             "WORKER_SESSION_TIMEOUT_S": "30",
             "ARTIFACTS": str(self.artifacts),
             "SCHEMA": os.pathsep.join(map(str, self.schema_files)),
-            **{f"TOPICS_{name.upper()}": str(getattr(topics, name)) for name in topics.__slots__},
+            **{f"TOPICS_{name.upper()}": str(getattr(topics, name) or "") for name in topics.__slots__},
             **(extra or {}),
         }
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **{f"HEADRACE_{k}": v for k, v in ours.items() if v}}

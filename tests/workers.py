@@ -82,7 +82,7 @@ class Deployment:
             "WORKER_MODEL_POLL_S": "0.3",
             "ARTIFACTS": str(self.artifacts),
             "SCHEMA": os.pathsep.join(map(str, self.schema_files)),
-            **{f"TOPICS_{name.upper()}": str(getattr(topics, name)) for name in topics.__slots__},
+            **{f"TOPICS_{name.upper()}": str(getattr(topics, name) or "") for name in topics.__slots__},
             **self.extra,
         }
         return {**os.environ, "PYTHONPATH": str(ROOT), **{f"HEADRACE_{k}": v for k, v in ours.items() if v}}
