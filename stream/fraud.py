@@ -74,6 +74,7 @@ class FraudLane:
             self._budgets = Budgets(worker.cases_per_day, self.partitions, topics.transactions)
         self.own_fields = Budgets.fields if self._budgets is not None else ()
         self._explaining = Explaining(settings, catalogue, self._policy.fallback)
+        self.suspects = self._explaining.suspects
         self._intake = Intake(settings, schema, self.records_max)
         self.caches = tuple(
             EntityCache(layout, partitions=self.partitions, merged=e > 0 and self.partitions > 1,
@@ -253,6 +254,8 @@ class FraudLane:
                 "fraud": batch.fraud,
             }
             if extra:
+                confirmed = n + np.flatnonzero(labels.fraud == 1)
+                self.suspects.add(part.entities[0].take(confirmed))
                 missing = [np.full((extra, column.shape[1]), np.nan) for column in (batch.values, batch.categories)]
                 kind, hashes = np.full(extra, LABEL, np.int8), labels.event_id.hashes()
                 more: list[NDArray[Any]] = [kind, labels.time, hashes, *missing, labels.fraud]

@@ -60,6 +60,7 @@ from stream.sessions import (
     fold,
 )
 from stream.settings import Settings
+from stream.suspects import Suspects
 from stream.trending import Trends
 
 _BUY = CLICK_ACTIONS.index("buy")
@@ -121,6 +122,7 @@ class RecommendLane:
         self._partitions: dict[int, _Partition] = {}
         self._hits = self._misses = 0
         self._ladder = Ladder(worker)
+        self.suspects = Suspects()
         self._trends = Trends(worker.online_half_life_s) if worker.online_learning else None
         self._beside = ThreadPoolExecutor(1, "headrace-beside-clicks")
 
@@ -277,7 +279,7 @@ class RecommendLane:
         with tally.stage("encode"):
             produced = self._produced(work, models, items, scores, tally, rung.label)
         if self._trends is not None:
-            self._trends.learn_all(work, hashes, counts)
+            self._trends.learn_all(work, hashes, counts, self.suspects)
         self._ladder.learn(rung, total, perf_counter() - start)
         if rung.label is not None:
             tally.add(tally.degraded, rung.label, total)

@@ -27,6 +27,7 @@ from features.toplist import Floats, Ints
 from features.trends import Counts, blend, count_clicks, scale_down
 from features.watermark import UNMARKED
 from stream.lane import Record
+from stream.suspects import Suspects
 
 STEP_VISITORS, POPULAR_VISITORS = 60.0, 500.0  # that the model's shares are worth
 _POPULAR, _LIFTED, _LIFT_VISITORS = 1024, 16, 3.0
@@ -93,10 +94,11 @@ class Trends:
             self._ids[int(slots[i])] = viewed[i]
         self._fresh += int(wanted.sum())
 
-    def learn_all(self, work: Sequence[ClickPart], hashes: Hashes, counts: Longs) -> None:
+    def learn_all(self, work: Sequence[ClickPart], hashes: Hashes, counts: Longs, suspects: Suspects) -> None:
         """Count the clicks of a cycle; ``hashes`` and ``counts`` are the queries that were made of them.
 
-        What a long session clicks does not count: it is not a person's.
+        What a long session clicks does not count: it is not a person's. Nor does what a card clicks that is tied to
+        fraud.
         """
         last = np.arange(len(counts)), np.maximum(counts - 2, 0)
         before, row = np.where(counts > 1, hashes[last], np.uint64(0)), 0
@@ -104,9 +106,12 @@ class Trends:
             batch, rows = part.batch, slice(row, row + len(part.records))
             row = rows.stop
             if part.records:
+                free = ~np.array(part.long_session, np.bool_)
+                if suspects:
+                    free &= ~np.array(suspects.among(batch.card_id), np.bool_)
                 visitors = [user or session for user, session in zip(batch.user_id, batch.session_id, strict=True)]
                 self.learn(part.partition, [record.offset for record in part.records], batch.item_id, before[rows],
-                           visitors, batch.time, part.marks, ~np.array(part.long_session, np.bool_))  # fmt: skip
+                           visitors, batch.time, part.marks, free)  # fmt: skip
 
     def _pass_time(self, now_ms: int) -> None:
         if self._from_ms == 0:

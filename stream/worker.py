@@ -192,7 +192,11 @@ def _lanes(settings: Settings, schema: Schema, models: ModelHolder, rules: Rules
         catalogue = build_catalogue(schema.transactions)
         lanes.append(FraudLane(settings, catalogue, VectorLog(directory) if directory else None, rules))
     if models.current.recommender is not None:
-        lanes.append(RecommendLane(settings))
+        clicks = RecommendLane(settings)
+        for lane in lanes:
+            if isinstance(lane, FraudLane):
+                clicks.suspects = lane.suspects
+        lanes.append(clicks)
     if not lanes:
         raise ArtifactMissing(f"version {models.current.version} holds neither fraud nor recommendation models")
     return lanes

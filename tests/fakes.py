@@ -311,7 +311,9 @@ class FakeWorker:
         )
         fraud = FraudLane(self.settings, build_catalogue(SCHEMA.transactions), rules=rules)
         fraud.cache_bytes = cache * fraud.caches[-1].row_bytes
-        lanes: list[Lane] = [fraud, RecommendLane(self.settings)]
+        clicks = RecommendLane(self.settings)
+        clicks.suspects = fraud.suspects
+        lanes: list[Lane] = [fraud, clicks]
         self.stores = {lane.name: MemoryStore(world.hashes[lane.name], lane.name) for lane in lanes}
         stations = [Station(lane, self.stores[lane.name], {}) for lane in lanes]  # type: ignore[arg-type]
         self.publisher = MemoryPublisher(world.outputs)

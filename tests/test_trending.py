@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,9 @@ from features.recommender import Recommender
 from stream.lane import Tally
 from stream.recommend import RecommendLane
 from stream.settings import Settings
+from stream.suspects import Suspects
 from stream.trending import Trends
+from tests.fakes import World
 from tests.sessions import checkerboard, fitted
 from tests.test_lane import Sent
 
@@ -45,12 +48,13 @@ class Played:
         self._served = SimpleNamespace(version="000001", recommender=model)
         self._offset = 0
 
-    def send(self, clicks: list[Click], offset: int | None = None) -> list[list[str]]:
-        """The lists after clicks, which lie from an offset on (else where the last ones ended)."""
-        lane, first = self.lane, self._offset if offset is None else offset
+    def send(self, clicks: list[Click], card: str | None = None) -> list[list[str]]:
+        """The lists after clicks, all of one card."""
+        lane, first = self.lane, self._offset
         records = [
             Sent("clicks", 0, first + i, session.encode(), msgspec.json.encode(
-                {"event_id": f"e{first + i}", "event_time": time, "session_id": session, "item_id": item}))
+                {"event_id": f"e{first + i}", "event_time": time, "session_id": session, "item_id": item,
+                 "card_id": card}))
             for i, (session, item, time) in enumerate(clicks)
         ]  # fmt: skip
         self._offset = first + len(clicks)
@@ -116,6 +120,32 @@ def test_one_visitor_or_a_long_session_moves_nothing(model: Recommender) -> None
     assert "pushed" not in after and [item[:2] for item in after[:4]] == [item[:2] for item in before[:4]]
     trends = played.lane._trends
     assert trends is not None and trends._counts.total[0] < 6  # a, b, and the first of the farm
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_clicks_of_a_card_that_was_blocked_or_confirmed_move_nothing(model: Recommender, confirmed: bool) -> None:
+    world, scores = World(), (1.0, 1.0) if confirmed else (0.0, 0.0)
+    world.log.pay("t1", 0, card="stolen")
+    if confirmed:
+        world.log.judge("t1", 10, fraud=True, card="stolen")
+        world.log.pay("t2", 20, card="stolen")
+
+    async def run() -> Suspects:
+        worker = world.worker(review_score=scores[0], block_score=scores[1])
+        await worker.take_over()
+        await worker.finish()
+        lane = worker.pipeline.stations[1].lane
+        assert isinstance(lane, RecommendLane)
+        return lane.suspects
+
+    suspects, played = asyncio.run(run()), Played(model)
+    assert suspects.among(["stolen", "honest", None]) == [True, False, False]
+    played.lane.suspects = suspects
+    played.send(rush("new here", NOON_MS), card="stolen")
+    lists = played.send([("a", "g0-0", NOON_MS + 1000), ("b", "never seen", NOON_MS + 1000)])
+    assert all("new here" not in found for found in lists)
+    played.send(rush("new here", NOON_MS), card="honest")
+    assert all("new here" in found for found in played.send([("c", "g0-0", NOON_MS + 1000)]))
 
 
 def learned(trends: Trends, clicks: list[Click], first: int = 0, mark_ms: int = NOON_MS) -> Trends:
