@@ -113,7 +113,8 @@ def stopped_with_a_slow_model(play: Round) -> None:
 def stopped_with_a_hung_model(play: Round) -> None:
     """SIGTERM with a hung model: exit at the deadline."""
     large = play.turn % 2 == 0  # a large cycle hangs in a thread, a small one on the event loop
-    play.begin(point="model:10:sleep:10000", WORKER_DRAIN_DEADLINE_S=str(_DEADLINE_S))
+    at = 2 if large else 10  # a backlog is a few cycles in all
+    play.begin(point=f"model:{at}:sleep:10000", WORKER_DRAIN_DEADLINE_S=str(_DEADLINE_S))
     play.feed(3000, rate=None if large else 300.0)
     before = -1
     while (now := play.progress()) != before:  # until it hangs: nothing more is applied
