@@ -19,13 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.catalogue import build_catalogue
+from features.costs import Costs
 from features.errors import SettingsError, TrainingError
 from features.messages import ACTIONS
 from features.schema import TransactionSchema
+from stream.deciding import amount_column
 from stream.progress import stage_bars
 from stream.settings import Settings
 from stream.tuning import fraud_settings
-from trainer import backtest, report
+from trainer import acting, backtest, report
+from trainer.acting import PolicySettings
 from trainer.backtest import DAY_MS, Protocol
 from trainer.history import read_labels, read_transactions, reading
 from trainer.vectors import Vectors
@@ -91,8 +94,7 @@ def run(settings: Settings, schema: TransactionSchema, options: Options) -> dict
     for file in (options.out, options.features):
         _writable(file)
     _writable(options.report / "report.json" if options.report else None)
-    protocol = replace(options.protocol, review_score=settings.worker.review_score,
-                       block_score=settings.worker.block_score)  # fmt: skip
+    protocol = replace(options.protocol, amount=settings.worker.cost_amount, policy=_policy(settings, schema))
     table = read_transactions(options.transactions, schema, protocol.delay_days * DAY_MS)
     labels = None if options.labels is None else read_labels(options.labels, schema)
     verdicts = verdicts_of(table, schema, labels)
@@ -107,19 +109,39 @@ def run(settings: Settings, schema: TransactionSchema, options: Options) -> dict
             fit = fraud_settings(settings, threads=options.threads, seed=seed)
             found.append((seed, backtest.run(table, schema, vectors, protocol, fit, progress, verdicts)))
     first = found[0][1]
-    pq.write_table(_columns(table, schema, first), options.out)
+    by_policy = protocol.policy.cases_per_day is not None or protocol.policy.costs is not None
+    pq.write_table(_columns(table, schema, first, by_policy=by_policy), options.out)
     if options.features is not None:
         pq.write_table(_features(table, schema, vectors), options.features)
     amount = table[schema.numeric[0].name].to_numpy()[first.scores.at] if schema.numeric else None
     features = build_catalogue(schema).features
     facts = report.figures(found, protocol, np.full(len(first.scores.at), np.nan) if amount is None else amount,
                            options.cards_a_day, features)  # fmt: skip
+    if by_policy:
+        facts["alerts"] = _alerts(first, protocol)
     facts["input"] = _input(table, labels, verdicts)
     facts["resources"] = _resources(table.num_rows, len(verdicts.row), replay_s, began_s)
     if options.report is not None:
         report.write(options.report, facts)
     _say(facts, options, len(first.scores.at))
     return facts
+
+
+def _policy(settings: Settings, schema: TransactionSchema) -> PolicySettings:
+    worker, costs = settings.worker, None
+    if worker.cost_review is not None or worker.cost_block is not None:
+        amount_column(worker, schema)
+        costs = Costs(worker.cost_review, worker.cost_block, worker.cost_recovered)
+    return PolicySettings(worker.review_score, worker.block_score, worker.cases_per_day, costs)
+
+
+def _alerts(walked: backtest.Backtest, protocol: Protocol) -> dict[str, Any]:
+    """What a budget or costs alerted on each day, of the first seed."""
+    cases_per_day, s = protocol.policy.cases_per_day, walked.scores
+    days = acting.daily(s.day, s.card, s.score, s.fraud, s.action, s.review_score, cases_per_day)
+    for day in days:
+        day["date"] = backtest.date_of(protocol.start_ms + day.pop("day") * DAY_MS)
+    return acting.summary(days, cases_per_day)
 
 
 def _writable(file: Path | None) -> None:
@@ -165,7 +187,7 @@ def _resources(transactions: int, labels: int, replay_s: float, began_s: float) 
     }
 
 
-def _columns(table: pa.Table, schema: TransactionSchema, walked: backtest.Backtest) -> pa.Table:
+def _columns(table: pa.Table, schema: TransactionSchema, walked: backtest.Backtest, *, by_policy: bool) -> pa.Table:
     s = walked.scores
     rows = table.take(pa.array(s.at))
     key = {name: rows[name] for name in schema.key.fields}
@@ -178,6 +200,7 @@ def _columns(table: pa.Table, schema: TransactionSchema, walked: backtest.Backte
         "anomaly": s.anomaly,
         "action": pa.array(ACTIONS).take(pa.array(s.action)),
         "reasons": pa.array(s.reasons, pa.list_(pa.string())),
+        **({"review_score": s.review_score} if by_policy else {}),
     })  # fmt: skip
 
 
@@ -192,6 +215,8 @@ def _say(facts: dict[str, Any], options: Options, tested: int) -> None:
         print(f"{name}: AUC {told[0]}, average precision {told[1]}, card precision@{options.cards_a_day} {told[2]}")
     error = facts["calibration_error"]
     print(f"calibration error {'cannot be told' if error is None else f'{error:.5f}'}")
+    if "alerts" in facts:
+        print(report.alerts_told(facts["alerts"]))
     print(report.input_told(facts["input"]))
     print(report.resources_told(facts["resources"]))
     where = f"; report in {options.report}" if options.report else ""

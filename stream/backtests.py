@@ -35,10 +35,14 @@ def fraud(
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Repeat with so many seeds")] = 1,
     seed: Annotated[int | None, typer.Option(help="The first seed")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that train")] = 2,
+    cases_per_day: Annotated[int | None, typer.Option(min=1, help="Cards to alert a day: an alert budget")] = None,
+    cost_review: Annotated[float | None, typer.Option(help="What a review costs, in the unit of the amount")] = None,
+    cost_block: Annotated[float | None, typer.Option(help="What it costs to refuse a good transaction")] = None,
 ) -> None:  # fmt: skip
     """Backtest the fraud models on a history file."""
     module = import_module("stream.backtest_fraud")
-    settings = settings_of(config, schema=schema, trainer__seed=seed)
+    settings = settings_of(config, schema=schema, trainer__seed=seed, worker__cases_per_day=cases_per_day,
+                           worker__cost_review=cost_review, worker__cost_block=cost_block)  # fmt: skip
     protocol = module.Protocol(
         start_ms=module.day_ms(test_start),
         folds=folds,

@@ -258,3 +258,25 @@ def test_columns_that_are_missing_or_cannot_be_read_are_named(table: pa.Table, t
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(HistoryError, match="nowhere"):
         read_transactions(tmp_path / "nowhere.parquet", SCHEMA, 0)
+
+
+@pytest.mark.parametrize(("how", "most"), [(("--cases-per-day", "10"), 15), (("--cost-review", "4"), 400)])
+def test_a_budget_or_costs_decide_in_a_backtest_and_the_report_counts_cards_by_day(
+    history: Path, table: pa.Table, tmp_path: Path, how: tuple[str, str], most: int
+) -> None:
+    day, out, report = backtest.date_of(start_of(table, 31)), tmp_path / "scores.parquet", tmp_path / "report"
+    done = command(history, "--test-start", day, "--folds", "2", "--test-days", "4", "--delay-days", "2",
+                   "--train-days", "20", "--out", str(out), "--report", str(report), "--threads", "1",
+                   *how)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    scores = pq.read_table(out)
+    action, days = np.array(scores["action"].to_pylist()), scores["event_time"].to_numpy() // DAY_MS
+    cards, in_force = np.array(scores["card_id"].to_pylist()), scores["review_score"].to_numpy()
+    assert ((action != "allow") == (scores["score"].to_numpy() >= in_force)).mean() > 0.999
+    alerts = json.loads((report / "report.json").read_text(encoding="utf-8"))["alerts"]
+    found = [len(set(cards[(days == d) & (action != "allow")])) for d in np.unique(days)]
+    assert [one["cases"] for one in alerts["days"]] == found and max(found) <= most
+    if "--cases-per-day" in how:
+        assert 8 <= alerts["mean"] <= 12 and alerts["cases_per_day"] == 10
+    assert "alerts.svg" in (report / "report.md").read_text(encoding="utf-8") and (report / "alerts.svg").exists()
+    assert "cards alerted a day, after the first" in done.output

@@ -12,7 +12,7 @@ worker does: the same models, the same rounding, the same thresholds, the same r
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from features.catalogue import build_catalogue
 from features.errors import TrainingError
-from features.messages import ACTIONS
+from features.hashing import hash_strings
 from features.schema import TransactionSchema
-from features.scoring import FraudModel, Thresholds
+from features.scoring import FraudModel
+from trainer.acting import Facts, Policy, PolicySettings
 from trainer.fraud import FraudSettings, Judged, fit_fraud, gains
 from trainer.isolation import fit_isolation
 from trainer.vectors import Vectors, entity_ids, history_vectors
@@ -40,6 +41,8 @@ Progress = Callable[[str, int, int], None]
 class Protocol:
     """How history is walked: times in epoch ms, lengths in days; ``train_days`` None is all mature history.
 
+    ``amount`` is the numeric field that costs weigh, None for the first.
+
     A card with a fraud among the transactions of the ``known_days`` before ``start - delay``, or since then and
     ``delay`` before a test day, is known to be compromised and left out of that day's figures.
     """
@@ -50,8 +53,8 @@ class Protocol:
     delay_days: int = 7
     train_days: int | None = 7
     known_days: int = 7
-    review_score: float | None = None
-    block_score: float | None = None
+    amount: str | None = None
+    policy: PolicySettings = field(default_factory=PolicySettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ class Scores:
     """Every test transaction in order: rows of the table ``at`` int64[n], score, anomaly, action, and reasons.
 
     ``fraud`` int8[n] is -1 where nobody ever judged; ``card`` int64[n] numbers the key entities; ``known`` bool[n] says
-    that the card was known to be compromised; ``fold`` int64[n].
+    that the card was known to be compromised; ``fold`` int64[n]; ``review_score`` float64[n] the threshold in force.
     """
 
     at: Longs
@@ -86,6 +89,7 @@ class Scores:
     anomaly: Floats
     action: NDArray[np.int8]
     reasons: list[list[str]]
+    review_score: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +156,7 @@ def run(table: pa.Table, schema: TransactionSchema, vectors: Vectors, protocol: 
     check(table, schema, protocol, verdicts)
     times = table[schema.time].to_numpy()
     folds, parts, first = [], [], 0
+    policy, facts = Policy(protocol.policy), _facts(table, schema, vectors, protocol)
     for number in range(protocol.folds):
         start = protocol.start_ms + number * protocol.test_days * DAY_MS
         low, high = np.searchsorted(times, [start, start + protocol.test_days * DAY_MS])
@@ -163,18 +168,19 @@ def run(table: pa.Table, schema: TransactionSchema, vectors: Vectors, protocol: 
         fold = _fitted(table, schema, vectors, protocol, settings, number, start, progress, verdicts)
         fold = replace(fold, rows=slice(first, first + len(rows)))
         first += len(rows)
-        parts.append(_scored(fold.model, vectors.x[rows], protocol))
+        parts.append(_scored(fold.model, vectors.x[rows], policy, facts.take(rows)))
         folds.append(fold)
         progress("folds", number + 1, protocol.folds)
     at = np.concatenate([np.searchsorted(times, f.start_ms) + np.arange(f.rows.stop - f.rows.start) for f in folds])
     label, _ = verdicts.as_of()
     card = entity_ids(table, schema.key).indices.to_numpy(zero_copy_only=False).astype(np.int64)
     known = _known(times, card, label == 1, at, folds, protocol)
-    score, anomaly, action = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    score, anomaly, action, in_force = (np.concatenate([part[i] for part in parts]) for i in (0, 1, 2, 4))
     fold_of = np.concatenate([np.full(f.rows.stop - f.rows.start, f.number) for f in folds])
     reasons = [list(texts) for part in parts for texts in part[3]]
     day = (times[at] - protocol.start_ms) // DAY_MS
-    return Backtest(folds, Scores(at, fold_of, day, card[at], label[at], known, score, anomaly, action, reasons))
+    return Backtest(folds, Scores(at, fold_of, day, card[at], label[at], known, score, anomaly, action, reasons,
+                                  in_force))  # fmt: skip
 
 
 def known_at(table: pa.Table, schema: TransactionSchema, vectors: Vectors, protocol: Protocol, start: int,
@@ -210,26 +216,28 @@ def _fitted(table: pa.Table, schema: TransactionSchema, vectors: Vectors, protoc
                 gains(fit.text, features))  # fmt: skip
 
 
-def _scored(model: FraudModel, x: Floats, protocol: Protocol
-            ) -> tuple[Floats, Floats, NDArray[np.int8], list[list[str]]]:  # fmt: skip
-    """Score, anomaly, action and reasons, as a worker gives them."""
+def _facts(table: pa.Table, schema: TransactionSchema, vectors: Vectors, protocol: Protocol) -> Facts:
+    """What the policy looks at, of every transaction."""
+    ids = entity_ids(table, schema.key)
+    hashes = hash_strings(ids.dictionary.to_pylist()).view(np.int64)
+    amount = protocol.amount or (schema.numeric[0].name if schema.numeric else None)
+    lost = np.full(table.num_rows, np.nan) if amount is None else table[amount].to_numpy()
+    card = hashes[ids.indices.to_numpy(zero_copy_only=False)]
+    return Facts(table[schema.time].to_numpy(), card, lost, vectors.repeat)
+
+
+def _scored(model: FraudModel, x: Floats, policy: Policy, facts: Facts
+            ) -> tuple[Floats, Floats, NDArray[np.int8], list[list[str]], Floats]:  # fmt: skip
+    """Score, anomaly, action, reasons and threshold in force, as a worker gives them."""
     score, anomaly = (np.round(part, SCORE_DECIMALS) for part in model.score_many(np.ascontiguousarray(x)))
-    action = actions(score, model.thresholds, protocol.review_score, protocol.block_score)
+    action, in_force = policy.act(score, model.thresholds, model.version, facts)
     reasons: list[list[str]] = [[] for _ in range(len(x))]
     alerts = np.flatnonzero(action > 0)
     for start in range(0, len(alerts), _ALERTS_AT_ONCE):
         some = alerts[start : start + _ALERTS_AT_ONCE]
         for row, found in zip(some.tolist(), model.reasons_many(np.ascontiguousarray(x[some])), strict=True):
             reasons[row] = [reason.text for reason in found]
-    return score, anomaly, action, reasons
-
-
-def actions(score: Floats, thresholds: Thresholds, review: float | None, block: float | None) -> NDArray[np.int8]:
-    """Places in :data:`features.messages.ACTIONS` of each score; settings win over the model's thresholds."""
-    block = thresholds.block if block is None else block
-    review = thresholds.review if review is None else review
-    levels = [ACTIONS.index(name) for name in ("allow", "review", "block")]
-    return np.where(score >= block, levels[2], np.where(score >= review, levels[1], levels[0])).astype(np.int8)
+    return score, anomaly, action, reasons, in_force
 
 
 def _known(times: Longs, card: Longs, fraud: NDArray[np.bool_], at: Longs, folds: list[Fold], protocol: Protocol

@@ -10,8 +10,10 @@ _FONT = 'font-family="sans-serif" font-size="12"'
 
 
 def line_plot(x: str, y: str, points: Sequence[tuple[float, float]], *, limits: tuple[float, float] = (1.0, 1.0),
-              diagonal: bool = False) -> str:  # fmt: skip
+              diagonal: bool = False, levels: Sequence[float] = ()) -> str:  # fmt: skip
     """A line through ``points``, in a frame from (0, 0) to ``limits`` with ``x`` and ``y`` written along it.
+
+    ``levels`` are heights of dashed lines across.
 
     >>> line_plot("recall", "precision", [(0, 1), (1, 0.5)]).count("polyline")
     1
@@ -36,6 +38,9 @@ def line_plot(x: str, y: str, points: Sequence[tuple[float, float]], *, limits: 
     if diagonal:
         (a, b), (c, d) = place((0, 0)), place(limits)
         parts.append(f'<path d="M{a:.1f} {b:.1f}L{c:.1f} {d:.1f}" stroke="#888" stroke-dasharray="4"/>')
+    for level in levels:
+        left, height = place((0, level))
+        parts.append(f'<path d="M{left:.1f} {height:.1f}h{wide}" stroke="#888" stroke-dasharray="4"/>')
     line = " ".join(f"{a:.1f},{b:.1f}" for a, b in map(place, points))
     parts += [
         f'<polyline points="{line}" fill="none" stroke="#1f5fa8" stroke-width="2"/>',

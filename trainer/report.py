@@ -142,6 +142,16 @@ def resources_told(facts: dict[str, Any]) -> str:
     )
 
 
+def alerts_told(facts: dict[str, Any]) -> str:
+    """How many cards were alerted a day, in one sentence."""
+    wanted = "" if facts["cases_per_day"] is None else f" of {facts['cases_per_day']} wanted"
+    return (
+        f"cards alerted a day, after the first: {facts['mean']:.1f}{wanted}, least {facts['least']}, most "
+        f"{facts['most']}; precision against the best cards of each day in hindsight: "
+        f"{told(facts['precision_to_best'])}, on the worst day {told(facts['precision_to_best_least'])}"
+    )
+
+
 def _between(interval: tuple[float, float] | None) -> str:
     return _NOT_TOLD if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
@@ -153,6 +163,19 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
         *(f"| {' | '.join(map(str, row))} |" for row in rows),
         "",
     ]
+
+
+def _alerts(alerts: dict[str, Any] | None) -> list[str]:
+    """The part about a budget or costs, if there is one."""
+    if alerts is None:
+        return []
+    rows = [
+        [day["date"], day["cases"], told(day["precision"]), told(day["best_precision"]), f"{day['review_score']:.6f}"]
+        for day in alerts["days"]
+    ]
+    heads = ["day", "cards alerted", "precision", "of the best in hindsight", "threshold in force (median)"]
+    return ["## Cards alerted a day", "", alerts_told(alerts)[0].upper() + alerts_told(alerts)[1:] + ".", "",
+            *_table(heads, rows), "![Cards alerted](alerts.svg)", ""]  # fmt: skip
 
 
 def markdown(facts: dict[str, Any]) -> str:
@@ -195,6 +218,7 @@ def markdown(facts: dict[str, Any]) -> str:
             [one["cases_per_day"], told(one["money_caught"]), told(one["frauds_caught"])] for one in facts["money"]
         ]),
         "![Money caught](money.svg)", "",
+        *_alerts(facts.get("alerts")),
         "## What the models look at", "", "Share of the gain of all splits, mean of the folds.", "",
         *_table(["feature", "share", "definition"], [
             [f"`{name}`", told(gain), facts["features"][name]] for name, gain in list(facts["importance"].items())[:20]
@@ -219,6 +243,14 @@ def write(directory: Path, facts: dict[str, Any]) -> None:
         ),
         "money.svg": line_plot("cards looked at a day", "share of money caught", money, limits=(float(CASES[-1]), 1.0)),
     }
+    if alerts := facts.get("alerts"):
+        cases = [(float(i + 1), float(day["cases"])) for i, day in enumerate(alerts["days"])]
+        wanted = alerts["cases_per_day"]
+        levels = () if wanted is None else (wanted, 1.5 * wanted)
+        highest = max([*levels, *(count for _, count in cases), 1.0])
+        plots["alerts.svg"] = line_plot(
+            "day", "cards alerted", cases, limits=(float(len(cases)), highest), levels=levels
+        )
     for name, text in plots.items():
         (directory / name).write_text(text, encoding="utf-8")
     (directory / "report.md").write_text(markdown(facts), encoding="utf-8")
