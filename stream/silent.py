@@ -44,6 +44,10 @@ class Unscored:
         """No items."""
         return np.full((len(hashes), 0), -1, np.int32), np.zeros((len(hashes), 0), np.float32)
 
+    def item_id(self, number: int) -> str:
+        """No item has a number."""
+        raise KeyError(number)
+
 
 class Silent:
     """The place of the publisher and of the tails: nothing is sent; ``positions`` are where the answers begin."""
