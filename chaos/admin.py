@@ -14,6 +14,8 @@ from stream.connections import kafka_admin, kafka_consumer
 from stream.settings import KafkaSettings
 from tests.workers import Deployment
 
+_TOLD_S = 30.0
+
 
 def configure(deployment: Deployment, topic: str, settings: Mapping[str, str]) -> None:
     """Set a topic's settings; the others go back to their defaults."""
@@ -29,11 +31,13 @@ def configure(deployment: Deployment, topic: str, settings: Mapping[str, str]) -
 
 
 def add_partitions(deployment: Deployment, topic: str, total: int) -> None:
-    """Give a topic more partitions."""
+    """Give a topic more partitions; returns when the broker tells of them, which is a moment after it made them."""
 
     async def change() -> None:
-        async with kafka_admin(deployment.kafka) as admin:
+        async with kafka_admin(deployment.kafka) as admin, asyncio.timeout(_TOLD_S):
             _ = await admin.create_partitions({topic: NewPartitions(total)})
+            while len((await admin.describe_topics([topic]))[0]["partitions"]) < total:
+                await asyncio.sleep(0.05)
 
     asyncio.run(change())
 
