@@ -8,20 +8,15 @@ from typing import Annotated
 
 import typer
 
-from stream.options import Config, Redis, SchemaFiles, every_seconds, schema_of, settings_of
+from stream.options import Artifacts, Config, Redis, SchemaFiles, every_seconds, schema_of, settings_of
 
-rules = typer.Typer(help="Check the rules beside the model.", no_args_is_help=True)
+rules = typer.Typer(help="Check rules beside the model, and try them on a history.", no_args_is_help=True)
 
 lists = typer.Typer(help="Change and show the lists that rules ask.", no_args_is_help=True)
 beside = typer.Typer()
 beside.add_typer(rules, name="rules")
 beside.add_typer(lists, name="list")
 _ListName = Annotated[str, typer.Argument(help="The list")]
-
-
-@rules.callback()
-def _group() -> None:
-    """So that a group with one command stays a group."""
 
 
 @rules.command()
@@ -33,6 +28,22 @@ def check(
     """Read a file of rules as a worker would, and say what each rule does and reads."""
     settings = settings_of(config, schema=schema)
     import_module("stream.rule_report").check(file, schema_of(settings).transactions)
+
+
+@rules.command(name="test")
+def try_on(
+    file: Annotated[Path, typer.Argument(help="The rules")],
+    transactions: Annotated[Path, typer.Option(help="History of transactions: Parquet, CSV or TSV")],
+    held: Annotated[
+        list[str] | None, typer.Option("--list", metavar="NAME=FILE", help="What a list holds, an id in each line")
+    ] = None,
+    config: Config = None,
+    schema: SchemaFiles = None,
+    artifacts: Artifacts = None,
+) -> None:
+    """Run rules over a history, and say what each hits and how much of it was fraud."""
+    settings = settings_of(config, schema=schema, artifacts=artifacts)
+    import_module("stream.rule_report").try_on(settings, schema_of(settings), file, transactions, held or [])
 
 
 @lists.command()

@@ -26,6 +26,7 @@ _MORE_OF_TRAINER = {
     "stream/past.py": "simulates, reads and splits history for a demonstration",
     "stream/training.py": "runs refits",
     "stream/tuning.py": "searches hyper-parameters with the trainer",
+    "stream/rule_report.py": "runs rules over a history",
     "stream/up.py": "begins the worker's state with the history that trained",
     "stream/replay.py": "reads history files to send them",
 }

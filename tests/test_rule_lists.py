@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,10 @@ from stream.metrics import Metrics
 from stream.rule_lists import Change, Entries, RuleLists, change_of, check_room
 from stream.rules import RulesHolder
 from stream.settings import KafkaSettings, RedisSettings
-from tests.servers import fresh_name
+from stream.topics import create_topics
+from tests.servers import RunningBroker, fresh_name, produce
+from tests.workers import Deployment, wait_until
+from tests.world import World
 
 _RULES = """
 [lists]
@@ -186,3 +190,56 @@ def test_the_commands_change_and_show_lists(
     ):
         code, _, problem = run(*words)
         assert code == 2 and told in problem, words
+
+
+def test_a_worker_blocks_by_a_list_that_a_topic_fills_and_takes_changed_rules(
+    broker: RunningBroker, embedded_redis: RedisServer, world: World, tmp_path: Path
+) -> None:
+    rules, topic = tmp_path / "rules.toml", fresh_name("changes")
+    rules.write_text(_RULES)
+    more = {"WORKER_RULES": str(rules), "TOPICS_LISTS": topic, "WORKER_REVIEW_SCORE": "1", "WORKER_BLOCK_SCORE": "1"}
+    deployment = Deployment(broker, embedded_redis.url, world.schema, world.artifacts, tmp_path, partitions=1,
+                            extra=more)  # fmt: skip
+    deployment.create()
+    asyncio.run(create_topics(deployment.kafka, replace(deployment.topics, lists=topic)))
+    changes = [{"list": "stolen", "id": "a"}, {"list": "stolen"}, {"list": "stolen", "id": "b"}]
+    changes += [{"list": "stolen", "id": "b", "action": "remove"}]
+    worker = deployment.started()
+    try:
+        told = [(None, msgspec.json.encode(change)) for change in changes]
+        asyncio.run(produce(broker.bootstrap, topic, told, partition=0))
+        wait_until(lambda: _lists_applied(deployment, topic) == 4, "the changes are applied")
+        wait_until(lambda: any("record 1 of topic" in line for line in worker.log_tail(50)), "the wrong one is told")
+        _pay(deployment, ("1", "a"), ("2", "b"))
+        deployment.wait_for({deployment.topics.decisions: 2})
+        rules.write_text(_RULES.replace('"block"', '"review"').replace('name = "stolen"', 'name = "look"'))
+        wait_until(lambda: any(" is in use, after " in line for line in worker.log_tail(50)), "the rules are taken")
+        _pay(deployment, ("3", "a"))
+        deployment.wait_for({deployment.topics.decisions: 3})
+        worker.stop()
+    finally:
+        worker.kill()
+    decisions = {decision["event_id"]: decision for decision in deployment.decoded(deployment.topics.decisions)}
+    assert [(decisions[id_]["action"], decisions[id_]["rules"]) for id_ in "123"] == [
+        ("block", ["stolen"]), ("allow", []), ("review", ["look"]),
+    ]  # fmt: skip
+    assert [alert["event_id"] for alert in deployment.decoded(deployment.topics.alerts)] == ["1", "3"]
+
+
+def _lists_applied(deployment: Deployment, topic: str) -> int:
+    async def offset() -> int:
+        async with AsyncExitStack() as stack:
+            settings = RedisSettings(url=deployment.redis_url, namespace=deployment.name)
+            client = redis_client(settings)
+            stack.push_async_callback(client.aclose)
+            return await RuleLists(client, settings, deployment.name, topic).next_offset()
+
+    return asyncio.run(offset())
+
+
+def _pay(deployment: Deployment, *ids: tuple[str, str]) -> None:
+    start_ms = 1_600_000_000_000
+    facts: dict[str, Any] = {"event_time": start_ms, "merchant_id": "m", "amount": 5}
+    records = [(card.encode(), msgspec.json.encode(facts | {"event_id": id_, "card_id": card})) for id_, card in ids]
+    asyncio.run(produce(deployment.broker.bootstrap, deployment.topics.transactions, records, partition=0,
+                        timestamp_ms=start_ms))  # fmt: skip

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from features.rule_program import compiled, text_hash
 from features.rules import Rules
 from features.schema import TransactionSchema, load_schema, parse_schema
 from stream.cli import app
+from tests.world import World
 
 _SCHEMA = """
 [transactions]
@@ -340,3 +342,31 @@ def test_the_command_line_tells_a_mistake_with_its_caret(tmp_path: Path) -> None
     first, second, third = done.stderr.splitlines()
     assert first.startswith(f"headrace: {file}:3:9: rule 'fast': no feature or field 'amuont'; did you mean amount")
     assert third.index("^") == second.index("amuont")
+
+
+def test_rules_are_tried_on_a_history(world: World, tmp_path: Path) -> None:
+    table = world.later_payments.slice(0, 3000)
+    history = tmp_path / "history.parquet"
+    pq.write_table(table, history)
+    amounts, labels = table["amount"].to_numpy(), table["is_fraud"].to_pylist()
+    card = str(table["card_id"][0])
+    (tmp_path / "rules.toml").write_text(
+        "[lists]\nsome = 'card'\n" + _rule("high", "amount > 100") + _rule("sure", "score >= 0", "allow")
+        + _rule("listed", "card in some", more="shadow = true")
+    )  # fmt: skip
+    (tmp_path / "cards").write_text(f"{card}\nnobody\n")
+    done = CliRunner().invoke(app, [
+        "rules", "test", str(tmp_path / "rules.toml"), "--transactions", str(history),
+        "--list", f"some={tmp_path / 'cards'}", "--artifacts", str(world.artifacts),
+    ])  # fmt: skip
+    assert done.exit_code == 0, done.output
+    rows = {line.split()[0]: line.split() for line in done.stdout.splitlines()}
+    high = [label for amount, label in zip(amounts, labels, strict=True) if amount > 100]
+    judged = [label for label in high if label is not None]
+    precision = sum(judged) / len(judged)
+    assert rows["high"][2:6] == [f"{len(high):,}", f"{len(judged):,}", f"{sum(judged):,}", f"{precision:.3f}"]
+    assert rows["listed"][3] == f"{table['card_id'].to_pylist().count(card):,}" and rows["listed"][2] == "(shadow)"
+    assert rows["sure"][2] == f"{len(amounts):,}"
+    refused = CliRunner().invoke(app, ["rules", "test", str(tmp_path / "rules.toml"), "--transactions", "none",
+                                       "--list", "sme=x"])  # fmt: skip
+    assert refused.exit_code == 2 and "did you mean some?" in refused.stderr
