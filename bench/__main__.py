@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import clicks, growth, guard, latency, memory, replay, throughput
+from bench import clicks, growth, guard, latency, memory, policy, replay, throughput
 from bench.stage import Stage, stage
 
 RATES = (500, 1000, 2000, 5000, 10_000)
@@ -25,7 +25,7 @@ SUMMARY = (
     "recommend_p99_added_ms_at_1000", "recommend_clicks_per_s",
     "recommend_p90_ms_at_1000", "recommend_p99_ms_at_1000", "recommend_p99_ms_at_3x", "recommend_degraded_at_3x",
     "recommend_serenade_clicks_per_s", "replay_events_per_s", "replay_ratio_vs_pandas", "redis_bytes_per_entity",
-    "worker_rss_mb", "ready_s",
+    "worker_rss_mb", "ready_s", "ratio_with_rules_and_budget",
 )  # fmt: skip
 
 
@@ -56,6 +56,8 @@ def run(play: Stage, rows: set[int], *, quick: bool) -> dict[str, Any]:
     if 9 in rows:
         found["partitions"] = growth.by_partitions(play, 3, say)
         found["entities"] = growth.by_entities(play, 200_000, say)
+    if 10 in rows:
+        found["policy"] = policy.measure(play, 3 if quick else 5, say)
     return found
 
 
@@ -90,7 +92,7 @@ def summarize(found: dict[str, Any]) -> dict[str, float | None]:
         pick("clicks", "yoochoose", "1000", "p99"), pick("clicks", "yoochoose", "3x", "p99"),
         pick("clicks", "yoochoose", "3x", "degraded_share"), pick("clicks", "serenade", "clicks_per_s"),
         pick("replay", "events_per_s"), pick("replay", "ratio"), pick("memory", "bytes_per_shard"),
-        pick("memory", "worker_rss_mb"), pick("memory", "ready_s"),
+        pick("memory", "worker_rss_mb"), pick("memory", "ready_s"), pick("policy", "ratio"),
     )  # fmt: skip
     return {name: None if value is None else float(f"{value:.4g}") for name, value in zip(SUMMARY, values, strict=True)}
 
@@ -116,7 +118,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=0, help="transactions in the backlog")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     arguments = parser.parse_args()
-    rows = {int(row) for row in arguments.rows.split(",") if row} or set(range(1, 6 if arguments.quick else 10))
+    rows = {int(row) for row in arguments.rows.split(",") if row} or set(range(1, 6 if arguments.quick else 11))
     events = arguments.events or (200_000 if arguments.quick else 400_000)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as directory:

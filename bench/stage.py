@@ -130,7 +130,7 @@ class Stage:
         client = redis_client(settings)
         try:
             store = StateStore(client, settings, group, "fraud")
-            for partition, fields in self._history_states() if history is None else self._states(history):
+            for partition, fields in self.history_states() if history is None else self._states(history):
                 await store.begin_with(partition, fields)
         finally:
             await client.aclose()
@@ -139,7 +139,8 @@ class Stage:
         for p, held in partition_states(history, self.schema.transactions, self.partitions):
             yield p, {f"{name}:{id_}".encode(): value for name, ids in held.items() for id_, value in ids.items()}
 
-    def _history_states(self) -> list[tuple[int, dict[bytes, bytes]]]:
+    def history_states(self) -> list[tuple[int, dict[bytes, bytes]]]:
+        """The state of what trained, by partition."""
         self.states = self.states or list(self._states(self.history))
         return self.states
 

@@ -109,7 +109,7 @@ class FraudModel:
         return self.forest.anomaly(x)
 
     def reasons_many(self, rows: Floats, limit: int = 3) -> list[list[Reason]]:
-        """What raised each score most, by TreeSHAP, see :mod:`features.shap`; about 80 us a row.
+        """What raised each score most, by TreeSHAP, see :mod:`features.shap`; about 40 us a row.
 
         Parameters
         ----------

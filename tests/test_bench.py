@@ -11,6 +11,10 @@ import pytest
 from bench import guard
 from bench.__main__ import SUMMARY, summarize
 from bench.load import latencies_ms
+from bench.policy import rules_text
+from features.catalogue import build_catalogue
+from features.rules import Rules
+from features.schema import load_schema
 
 
 def _write(file: Path, name: str, times: list[float], partitions: list[int]) -> Path:
@@ -52,3 +56,11 @@ def test_the_guard_tells_ratios_that_moved_and_nothing_else() -> None:
 def test_the_committed_baseline_holds_every_figure() -> None:
     held = json.loads(guard.BASELINE.read_text(encoding="utf-8"))["summary"]
     assert set(held) == set(SUMMARY)
+
+
+def test_the_rules_of_the_benchmark_are_twenty_that_a_worker_would_take() -> None:
+    for files in ((), (guard.BASELINE.parents[1] / "examples" / "handbook.toml",)):
+        catalogue = build_catalogue(load_schema(files).transactions)
+        rules = Rules.parse(rules_text(catalogue, 500.0), catalogue)
+        assert len(rules) == 20 and rules.shadow.sum() == 10
+        assert set(rules.lists) == {"listed_keys", "listed_others"}
