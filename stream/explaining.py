@@ -209,12 +209,17 @@ def _micro(column: NDArray[np.float64]) -> NDArray[np.int64]:
 
 def _trailing(decided: Decided, mine: slice) -> tuple[list[bytes], NDArray[np.int64] | None]:
     """The ends of the messages, each different one once, and which one a row has (None: all the same)."""
-    degraded = decided.degraded[mine]
+    degraded, plain = decided.degraded[mine], trailing([], [], None)
     if decided.hits is None and not degraded.any():
-        return [trailing([], [], None)], None
-    hits = np.zeros((len(degraded), 0), np.bool_) if decided.hits is None else decided.hits[mine]
-    marks = np.column_stack([degraded.view(np.uint8), np.packbits(hits, axis=1)])
-    _, firsts, which = np.unique(marks, axis=0, return_index=True, return_inverse=True)
-    rows = (firsts + mine.start).tolist()
-    return [trailing(decided.names(row, watching=False), decided.names(row, watching=True),
-                     DEGRADED[decided.degraded[row]]) for row in rows], which.reshape(-1).astype(np.int64)  # fmt: skip
+        return [plain], None
+    hits = np.zeros((len(degraded), 1), np.bool_) if decided.hits is None else decided.hits[mine]
+    said = np.union1d(np.flatnonzero(hits) // hits.shape[1], np.flatnonzero(degraded))  # usually few
+    if not len(said):
+        return [plain], None
+    marks = np.column_stack([degraded[said].view(np.uint8), np.packbits(hits[said], axis=1)])
+    _, firsts, kind = np.unique(marks, axis=0, return_index=True, return_inverse=True)
+    which = np.zeros(len(degraded), np.int64)
+    which[said] = kind.reshape(-1) + 1
+    rows = (said[firsts] + mine.start).tolist()
+    return [plain, *(trailing(decided.names(row, watching=False), decided.names(row, watching=True),
+                              DEGRADED[decided.degraded[row]]) for row in rows)], which  # fmt: skip
