@@ -131,12 +131,12 @@ def _warm_recommender() -> None:
           np.zeros((1, 1), np.int32), np.zeros((1, 1), np.float32), np.ones(1, np.int32))  # fmt: skip
 
 
-if __name__ == "__main__":
-    warm()
-
-
 def _warm_budget() -> None:
     """Two days of the alert budget."""
     days = np.array([1, 2], np.int64) * DAY_MS
     card = np.arange(2, dtype=np.int64)
     _ = Budget(1.0).decide(days, days, card, np.ones(2), card + 1, np.full(2, OPEN, np.int8), 0.5, 0.9)
+
+
+if __name__ == "__main__":
+    warm()
