@@ -11,10 +11,13 @@ import pytest
 
 from features.errors import ServiceUnavailable
 from features.messages import Decision
-from stream.deciding import Decided
+from features.scoring import Thresholds
+from stream.deciding import Decided, Policy
 from stream.explaining import _trailing
-from tests.fakes import World
+from stream.settings import WorkerSettings
+from tests.fakes import SCHEMA, FakeFraud, World
 from tests.test_cycle import filled, uninterrupted
+from trainer import acting
 
 
 def test_every_decision_and_alert_says_which_review_threshold_was_in_force() -> None:
@@ -68,3 +71,14 @@ def test_each_decision_has_the_names_of_its_own_rules() -> None:
     assert [decision.rules for decision in told] == [[], ["far"], [], ["far", "night"], []]
     assert [decision.shadow_rules for decision in told] == [[], ["test"], ["test"], ["test"], []]
     assert decided.names(4, watching=False) == ["far", "night"] and decided.names(1, watching=True) == []
+
+
+def test_worker_and_backtest_compare_with_the_thresholds_that_they_publish() -> None:
+    model = FakeFraud()
+    model.thresholds = Thresholds(0.12345649, 0.98765449)
+    published = (0.123456, 0.987654)
+    assert Policy(WorkerSettings(), SCHEMA.transactions).thresholds(model) == published  # type: ignore[arg-type]
+    score, none = np.array([0.123455, *published]), np.zeros(3, np.int64)
+    facts = acting.Facts(none, none, np.zeros(3), np.zeros(3, np.int8))
+    action, in_force = acting.Policy(acting.PolicySettings()).act(score, model.thresholds, "1", facts)
+    assert action.tolist() == [0, 1, 2] and set(in_force.tolist()) == {published[0]}

@@ -23,6 +23,7 @@ from features.watermark import UNMARKED, advance
 Floats = NDArray[np.float64]
 Longs = NDArray[np.int64]
 Actions = NDArray[np.int8]
+_DECIMALS = 6  # of thresholds, as a worker compares and publishes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,8 @@ class Policy:
         s = self._settings
         if s.costs is not None:
             return costs.decide(s.costs, score, facts.amount)
-        review = thresholds.review if s.review_score is None else s.review_score
-        block = thresholds.block if s.block_score is None else s.block_score
+        review = round(thresholds.review if s.review_score is None else s.review_score, _DECIMALS)
+        block = round(thresholds.block if s.block_score is None else s.block_score, _DECIMALS)
         in_force = np.full(len(score), review)
         if self._budget is not None:
             action = np.where(facts.repeat > 0, SKIP, OPEN).astype(np.int8)
