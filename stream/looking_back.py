@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 
 from stream.backtests import backtests
-from stream.options import Config, SchemaFiles, Seed, schema_of, settings_file, settings_of
+from stream.options import (
+    ArchiveUrl,
+    Artifacts,
+    AsJson,
+    Config,
+    SchemaFiles,
+    Seed,
+    archive_url,
+    schema_of,
+    settings_file,
+    settings_of,
+)
 
 looking_back = typer.Typer(add_completion=False)
 looking_back.add_typer(backtests, name="backtest")
@@ -37,3 +48,18 @@ def tune(
     protocol = backtest.Protocol(0, folds, test_days, delay_days, backtest.train_days(train_days))
     options = module.Options(transactions, protocol, minutes, settings_file(config), trials, threads, labels)
     module.run(settings, schema_of(settings).transactions, options)
+
+
+@looking_back.command()
+def explain(
+    event_id: Annotated[str, typer.Argument(help="Id of the transaction, or of its decision (topic:partition:offset)")],
+    config: Config = None,
+    schema: SchemaFiles = None,
+    artifacts: Artifacts = None,
+    archive: ArchiveUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compute one past decision again from the archive, compare it bit by bit, and say what it followed from."""
+    settings = settings_of(config, schema=schema, artifacts=artifacts, archive__url=archive_url(archive))
+    module = import_module("stream.explain")
+    raise typer.Exit(module.run(settings, schema_of(settings), event_id, as_json=as_json))

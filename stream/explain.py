@@ -1,0 +1,226 @@
+"""``headrace explain EVENT_ID``: one past decision, computed again from the archive, compared, and explained.
+
+In: the archive, the models that decided. Out: features, rules, score, reasons, and what would have had to differ; exit
+code 0 where everything published is the same to the bit, 1 where something differs. Only reads.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.table import Table
+
+from features.catalogue import build_catalogue
+from features.counterfactual import changes, split_values
+from features.errors import ArtifactMissing, HistoryError, SettingsError
+from features.messages import Reason
+from features.reasons import sentence
+from features.schema import Schema
+from features.scoring import FraudModel
+from stream.archive import archive_store
+from stream.archived import Archive
+from stream.past_vector import PastVector, Replayer
+from stream.progress import progress_bar
+from stream.settings import Settings
+from trainer.artifacts import load, versions
+
+_DECIMALS = 6
+_CHANGES_MAX = 5
+_COLUMNS = ("record_partition", "source_offset", "event_id", "key", "event_time", "score", "anomaly", "action",
+            "reasons", "model_version", "label_position", "duplicate", "review_score", "rules", "shadow_rules",
+            "degraded", "values")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What was published, what came out again, and why. ``differs`` names what is not the same to the bit."""
+
+    published: Mapping[str, Any]
+    past: PastVector
+    score: float
+    anomaly: float
+    thresholds: tuple[float, float]
+    reasons: list[Reason]
+    changes: list[dict[str, Any]]
+    differs: list[str]
+    compared: int
+
+
+def explain(settings: Settings, schema: Schema, archive: Archive, event_id: str, progress: Any) -> Explanation:
+    """Find, replay, compare.
+
+    Raises
+    ------
+    HistoryError
+        If there is no such decision in the archive.
+    ArtifactMissing
+        If the version that decided is gone.
+    StateMissing
+        If records that came before it are not in the archive.
+    """
+    published = _find(settings, archive, event_id)
+    model = _model(settings, schema, published["model_version"])
+    catalogue = build_catalogue(schema.transactions)
+    place = published["record_partition"], published["source_offset"], published["label_position"]
+    past = Replayer(settings, catalogue, archive).vector(*place, progress)
+    rows = past.x.reshape(1, -1)
+    score, anomaly = (round(float(column[0]), _DECIMALS) for column in model.score_many(rows))
+    review, block = _thresholds(settings, published, model)
+    differs, compared = _differences(published, past, score, anomaly, catalogue.names)
+    level = {"allow": review, "review": review, "block": block}[published["action"]]
+    found = changes(split_values(model.text), past.x, lambda x: np.round(model.probability_many(x), _DECIMALS), level,
+                    below=published["action"] != "allow")  # fmt: skip
+    told = [{"feature": catalogue.names[c.feature], "was": _plain(past.x[c.feature]), "value": c.value,
+             "score": c.score, "text": sentence(catalogue.features[c.feature], c.value)}
+            for c in found[:_CHANGES_MAX]]  # fmt: skip
+    return Explanation(published, past, score, anomaly, (review, block), model.reasons(past.x), told, differs, compared)
+
+
+def _find(settings: Settings, archive: Archive, event_id: str) -> dict[str, Any]:
+    """The first decision about an event, by its id or by the decision's."""
+    topics = settings.topics
+    source, _, offset = event_id.rpartition(":")
+    named = source.startswith(f"{topics.transactions}:") and offset.isdecimal()
+    for date in reversed(archive.dates("decisions")):
+        table = archive.of_date("decisions", topics.decisions, date, _COLUMNS)
+        if not table.num_rows:
+            continue
+        wanted = pc.equal(table["event_id"], event_id)
+        if named:
+            wanted = pc.or_(
+                wanted,
+                pc.and_(
+                    pc.equal(table["source_offset"], int(offset)),
+                    pc.equal(table["record_partition"], int(source.rpartition(":")[2])),
+                ),
+            )
+        rows = table.filter(wanted).to_pylist()
+        if rows:
+            return min(rows, key=lambda row: (bool(row["duplicate"]), row["record_offset"]))
+    raise HistoryError(
+        f"no decision about {event_id!r} is in the archive at {settings.archive.url}; it is written there some "
+        f"{settings.archive.every_s:.0f} s after it was made, while `headrace archive` runs"
+    )
+
+
+def _model(settings: Settings, schema: Schema, version: str) -> FraudModel:
+    kept = versions(settings.artifacts)
+    if version not in kept:
+        there = f"there are {', '.join(kept)}" if kept else "there is none"
+        raise ArtifactMissing(
+            f"the models of version {version} made this decision and are not in {settings.artifacts} any more "
+            f"({there}; the newest few are kept): give --artifacts DIRECTORY with a copy that has them"
+        )
+    model = load(settings.artifacts, version, schema.hash).fraud
+    if model is None:
+        raise ArtifactMissing(f"version {version} holds no fraud model; the decision was made without one")
+    return model
+
+
+def _thresholds(settings: Settings, published: Mapping[str, Any], model: FraudModel) -> tuple[float, float]:
+    """The thresholds in force: that of review as the decision says it."""
+    in_force = published["review_score"]
+    review = model.thresholds.review if in_force is None else in_force
+    block = model.thresholds.block if settings.worker.block_score is None else settings.worker.block_score
+    return float(review), max(float(review), round(float(block), _DECIMALS))
+
+
+def _differences(published: Mapping[str, Any], past: PastVector, score: float, anomaly: float, names: list[str]
+                 ) -> tuple[list[str], int]:  # fmt: skip
+    """What is not the same to the bit, and how many figures were compared."""
+    differs, compared = [], 0
+    if not published["duplicate"]:  # a repeat has the figures of the first
+        compared += 2
+        for name, ours in (("score", score), ("anomaly", anomaly)):
+            if _bits(ours) != _bits(published[name]):
+                differs.append(f"{name}: published {published[name]!r}, replayed {ours!r}")
+    told = dict(published["values"] or [])
+    compared += len(told)
+    for name, ours in zip(names, past.x.tolist(), strict=True):
+        if name in told and _bits(ours) != _bits(float("nan") if told[name] is None else told[name]):
+            differs.append(f"{name}: published {told[name]!r}, replayed {_plain(ours)!r}")
+    return differs, compared
+
+
+def _bits(value: float) -> bytes:
+    return b"missing" if value != value else struct.pack("<d", value)
+
+
+def _plain(value: float) -> float | None:
+    return None if value != value else float(value)
+
+
+def facts_of(found: Explanation, names: list[str]) -> dict[str, Any]:
+    """Everything as plain values, for JSON."""
+    published = {name: value for name, value in found.published.items() if name not in ("values", "record_offset")}
+    return {
+        "published": published | {"event_time": int(found.published["event_time"].timestamp() * 1000)},
+        "score": found.score, "anomaly": found.anomaly,
+        "review_score": found.thresholds[0], "block_score": found.thresholds[1],
+        "features": dict(zip(names, map(_plain, found.past.x.tolist()), strict=True)),
+        "reasons": [msgspec.to_builtins(reason) for reason in found.reasons],
+        "would_have_to_differ": found.changes,
+        "same": not found.differs, "differs": found.differs, "compared": found.compared,
+        "replayed_records": found.past.folded,
+    }  # fmt: skip
+
+
+def show(found: Explanation, names: list[str], partitions: int, console: Console) -> None:
+    """For people."""
+    p, (review, block) = found.published, found.thresholds
+    console.print(f"[bold]{p['event_id']}[/]  {p['event_time']:%Y-%m-%d %H:%M:%S}  key {p['key']}  [bold]{p['action']}"
+                  f"[/]  score {p['score']}  anomaly {p['anomaly']}  model {p['model_version']}")  # fmt: skip
+    console.print(f"review from {review:g}, block from {block:g}"
+                  + (f", degraded: {p['degraded']}" if p["degraded"] else ""))  # fmt: skip
+    for what, rules in (("rules that hit", p["rules"]), ("rules in shadow that hit", p["shadow_rules"])):
+        if rules:
+            console.print(f"{what}: {', '.join(rules)}")
+    for reason in found.reasons:
+        console.print(f"  {reason.contribution:+.2f}  {reason.text}")
+    table = Table("feature", "value", title="Features", title_justify="left")
+    for name, value in zip(names, found.past.x.tolist(), strict=True):
+        table.add_row(name, "missing" if value != value else f"{value:.6g}")
+    console.print(table)
+    other = "not be let pass" if p["action"] == "allow" else f"not be {p['action']}"
+    console.print(f"It would {other}, as far as the model decides, with one of these alone:" if found.changes else
+                  f"No change of a single feature would have it {other}, as far as the model decides.")  # fmt: skip
+    for change in found.changes:
+        was = "missing" if change["was"] is None else f"{change['was']:.6g}"
+        console.print(f"  {change['feature']} at {change['value']:.6g} instead of {was}: score {change['score']}")
+    if not found.differs:
+        console.print(f"[green]same to the bit[/]: {found.compared} published figures, {found.past.folded:,} records "
+                      "folded again")  # fmt: skip
+        return
+    console.print(f"[red]{len(found.differs)} of {found.compared} published figures differ:[/]")
+    for line in found.differs:
+        console.print(f"  {line}")
+    if partitions > 1:
+        console.print("With several partitions, entities that they share depend on what the worker had read of each.")
+
+
+def run(settings: Settings, schema: Schema, event_id: str, *, as_json: bool) -> int:
+    """The exit code: 0 the same to the bit, 1 something differs.
+
+    Raises
+    ------
+    HeadraceError
+        If there is no archive, no such decision, or not everything that it needs.
+    """
+    if settings.archive.url is None:
+        raise SettingsError(["archive.url: expected the archive that has the decision; give --archive URL"])
+    names = build_catalogue(schema.transactions).names
+    archive = Archive(archive_store(settings))
+    with progress_bar("replaying", 0) as advance:
+        found = explain(settings, schema, archive, event_id, advance)
+    if as_json:
+        print(msgspec.json.encode(facts_of(found, names)).decode())
+    else:
+        show(found, names, settings.topics.transaction_partitions, Console(highlight=False))
+    return 1 if found.differs else 0
