@@ -50,7 +50,7 @@ class Options:
     labels: Path | None = None
 
 
-def day_ms(text: str) -> int:
+def day_ms(text: str, flag: str = "--test-start") -> int:
     """Epoch ms of a day in UTC.
 
     Raises
@@ -64,7 +64,7 @@ def day_ms(text: str) -> int:
     try:
         return int(np.datetime64(text, "D").astype("datetime64[ms]").astype(np.int64))
     except ValueError:
-        raise SettingsError([f"--test-start = {text!r}: expected a date such as 2018-08-08"]) from None
+        raise SettingsError([f"{flag} = {text!r}: expected a date such as 2018-08-08"]) from None
 
 
 def train_days(text: str) -> int | None:

@@ -63,3 +63,26 @@ def explain(
     settings = settings_of(config, schema=schema, artifacts=artifacts, archive__url=archive_url(archive))
     module = import_module("stream.explain")
     raise typer.Exit(module.run(settings, schema_of(settings), event_id, as_json=as_json))
+
+
+@looking_back.command()
+def whatif(
+    first: Annotated[str, typer.Option("--from", metavar="DATE", help="First day, in UTC")],
+    last: Annotated[str, typer.Option("--to", metavar="DATE", help="Last day")],
+    cases_per_day: Annotated[float | None, typer.Option(min=1, help="Cards to alert a day")] = None,
+    rules: Annotated[Path | None, typer.Option(help="File of rules")] = None,
+    review_score: Annotated[float | None, typer.Option(min=0, max=1, help="Score from which to review")] = None,
+    block_score: Annotated[float | None, typer.Option(min=0, max=1, help="Score from which to block")] = None,
+    transactions: Annotated[Path | None, typer.Option(help="History with labels, instead of the archive")] = None,
+    scores: Annotated[Path | None, typer.Option(help="Scores of its backtest (--out)")] = None,
+    config: Config = None,
+    schema: SchemaFiles = None,
+    archive: ArchiveUrl = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Show what another budget, other thresholds or rules would have done, beside what was decided."""
+    settings = settings_of(config, schema=schema, archive__url=archive_url(archive))
+    module, days = import_module("stream.whatif"), import_module("stream.backtest_fraud")
+    options = module.Options(days.day_ms(first, "--from"), days.day_ms(last, "--to"), cases_per_day, review_score,
+                             block_score, rules, transactions, scores)  # fmt: skip
+    module.run(settings, schema_of(settings).transactions, options, as_json=as_json)

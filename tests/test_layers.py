@@ -27,6 +27,7 @@ _MORE_OF_TRAINER = {
     "stream/training.py": "runs refits",
     "stream/tuning.py": "searches hyper-parameters with the trainer",
     "stream/rule_report.py": "runs rules over a history",
+    "stream/whatif.py": "reads history files and the scores of a backtest",
     "stream/up.py": "begins the worker's state with the history that trained",
     "stream/replay.py": "reads history files to send them",
 }
