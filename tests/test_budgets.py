@@ -9,20 +9,26 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+from redis import Redis
 
 from features.budget import FIELDS, Budget
 from features.catalogue import build_catalogue
 from features.errors import SettingsError
 from stream.deciding import amount_column
+from stream.embedded import Broker, RedisServer
 from stream.metrics import Metrics
 from stream.rules import RulesHolder
 from stream.settings import WorkerSettings, load_settings
 from tests.fakes import SCHEMA, START_MS, FakeFraud, World
+from tests.servers import RunningBroker, produce
 from tests.test_cycle import facts, filled, uninterrupted
 from tests.test_rebuilt_state import LANES, Servers, make_anew, snapshot
 from tests.test_takeovers import stormy
+from tests.workers import Deployment
+from tests.world import World as TrainedWorld
 
 DAY_MS = 86_400_000
 
@@ -208,3 +214,33 @@ def test_rules_beside_a_budget_decide_first_and_what_they_alert_is_a_case(tmp_pa
     assert night and all(decision["action"] == "allow" for decision in night)
     cases = _alerted(world)
     assert 18 <= np.mean(cases[1:4]) <= 22, cases
+
+
+def test_a_real_worker_goes_on_with_its_budget_after_it_was_killed(
+    embedded_broker: Broker, redis_server: RedisServer, world: TrainedWorld, tmp_path: Path
+) -> None:
+    broker = RunningBroker("embedded", embedded_broker.bootstrap, idempotence=False)
+    deployment = Deployment(broker, redis_server.url, world.schema, world.artifacts, tmp_path, partitions=1,
+                            extra={"WORKER_CASES_PER_DAY": "5"})  # fmt: skip
+    deployment.create()
+    rng, held = random.Random(1), list[dict[bytes, bytes]]()
+    for part in range(2):
+        messages = [
+            {"event_id": f"e{part}-{i}", "event_time": START_MS + (part * 200 + i) * 60_000, "merchant_id": "shop",
+             "card_id": f"card-{rng.randrange(60)}", "amount": rng.randrange(1, 999)}
+            for i in range(200)
+        ]  # fmt: skip
+        records = [(str(m["card_id"]).encode(), msgspec.json.encode(m)) for m in messages]
+        asyncio.run(produce(broker.bootstrap, deployment.topics.transactions, records, timestamp_ms=START_MS + 10**9))
+        worker = deployment.started(part + 1)
+        deployment.wait_for({deployment.topics.decisions: 200 * (part + 1)})
+        _ = worker.kill()
+        with Redis.from_url(redis_server.url) as redis:
+            name = deployment.name
+            held.append(redis.hgetall(f"{name}:{{{name}:fraud:0}}"))
+    decisions = deployment.decoded(deployment.topics.decisions)
+    assert {FIELDS[0], FIELDS[1]} <= held[1].keys() and held[0][FIELDS[0]] != held[1][FIELDS[0]]
+    assert len({decision["review_score"] for decision in decisions}) > 1
+    alerted = {decision["key"] for decision in decisions if decision["action"] != "allow"}
+    after = Budget(5, [held[1].get(field) for field in FIELDS])
+    assert after.cases == len(alerted) <= 7  # all of it is one day: the second worker knows what the first has spent
