@@ -32,6 +32,7 @@ from stream.processes import Child
 from stream.settings import KafkaSettings, RedisSettings, TopicSettings
 from stream.store import StateStore
 from stream.timeline import build_timeline
+from stream.topics import make_topics
 from tests.servers import KafkaServer, kafka_libs
 from trainer.fit import FitSettings, fit
 from trainer.history import read_clicks, read_transactions
@@ -86,7 +87,7 @@ class Stage:
         return TopicSettings(
             transactions=transactions, labels=f"{name}-labels", clicks=clicks or f"{name}-clicks",
             decisions=f"{name}-decisions", alerts=f"{name}-alerts", recommendations=f"{name}-recommendations",
-            dead_letters=f"{name}-dead-letters", transaction_partitions=n, click_partitions=n,
+            dead_letters=f"{name}-dead-letters", items=f"{name}-items", transaction_partitions=n, click_partitions=n,
         )  # fmt: skip
 
     async def create(self, *names: str, partitions: int | None = None) -> None:
@@ -102,6 +103,8 @@ class Stage:
         names = (topics.labels, topics.clicks, topics.decisions, topics.alerts, topics.recommendations,
                  topics.dead_letters)  # fmt: skip
         await self.create(*names, partitions=topics.transaction_partitions)
+        async with kafka_admin(self.kafka) as admin:
+            await make_topics(admin, {topics.items: topics.item_partitions}, topics)
 
     async def count(self, topic: str, partitions: int | None = None) -> int:
         """How many records a topic holds."""

@@ -258,6 +258,27 @@ def _fill(items: Ints, scores: Floats, size: int, popular: Ints, weights: Floats
 
 
 @njit(cache=True, nogil=True)
+def _best(own: Doubles, found: Ints, items: Ints, scores: Floats) -> int:
+    """Order one query's candidates by the ranker; shares that add up to at most 1. Returns how many are written."""
+    order, total = np.argsort(-own, kind="mergesort"), 0.0
+    size = min(len(own), len(items))
+    for t in range(len(own)):
+        total += np.exp(own[t] - own[order[0]])
+    for t in range(size):
+        items[t] = found[order[t]]
+        scores[t] = np.exp(own[order[t]] - own[order[0]]) / total
+    return size
+
+
+@njit(cache=True, nogil=True)
+def ordered(found: Ints, bounds: Longs, raw: Doubles, items: Ints, scores: Floats, sizes: Ints) -> None:
+    """Write each query's candidates, best first by the ranker's ``raw``, their shares, and how many there are."""
+    for i in range(len(items)):
+        start, end = bounds[i], bounds[i + 1]
+        sizes[i] = _best(raw[start:end], found[start:end], items[i], scores[i])
+
+
+@njit(cache=True, nogil=True)
 def answers(found: Ints, bounds: Longs, raw: Doubles, excluded: Ints, popular: Ints, weights: Floats,
             popularity: Floats, items: Ints, scores: Floats) -> None:  # fmt: skip
     """Order each query's candidates by the ranker's ``raw`` and write the best as shares that add up to at most 1.
@@ -267,12 +288,5 @@ def answers(found: Ints, bounds: Longs, raw: Doubles, excluded: Ints, popular: I
     """
     for i in range(len(items)):
         start, end = bounds[i], bounds[i + 1]
-        own, total = raw[start:end], 0.0
-        order = np.argsort(-own, kind="mergesort")
-        size = min(len(own), items.shape[1])
-        for t in range(len(own)):
-            total += np.exp(own[t] - own[order[0]])
-        for t in range(size):
-            items[i, t] = found[start + order[t]]
-            scores[i, t] = np.exp(own[order[t]] - own[order[0]]) / total
+        size = _best(raw[start:end], found[start:end], items[i], scores[i])
         _fill(items[i], scores[i], size, popular, weights, popularity, excluded[i])

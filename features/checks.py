@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -93,7 +94,7 @@ def reason_of(error: Exception) -> tuple[DeadLetterReason, str]:
     if isinstance(error, msgspec.ValidationError):
         if "missing required field" in text:
             return "missing_field", text
-        if "out of range" in text or "Expected `int` <=" in text or "Expected `int` >=" in text:
+        if "out of range" in text or re.search(r"Expected `(int|float)` [<>]=", text):
             return "number_out_of_range", text
         return "wrong_type", text
     if isinstance(error, RecursionError):

@@ -124,7 +124,7 @@ class ClickBatch:
     unknown_fields: int = 0
 
 
-class _Decoder:
+class Decoder:
     """Decodes the records of one topic; ``_read`` of the subclass turns one message into a tuple."""
 
     def __init__(self, strict: type[Any], lenient: type[Any], limits: Limits,
@@ -217,7 +217,7 @@ class _EntityReader:
         return tuple([ID_SEPARATOR.join([ids[name] for name in fields]) for fields in self.combined])
 
 
-class _EventDecoder(_Decoder):
+class _EventDecoder(Decoder):
     """What transactions and labels have in common: an id, a time, entities."""
 
     def __init__(self, schema: TransactionSchema, strict: type[Any], lenient: type[Any], limits: Limits, time: str,
@@ -349,7 +349,7 @@ class LabelDecoder(_EventDecoder):
         batch.fraud[:] = verdicts
 
 
-class ClickDecoder(_Decoder):
+class ClickDecoder(Decoder):
     """Decodes clicks."""
 
     def __init__(self, limits: Limits) -> None:

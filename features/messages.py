@@ -25,6 +25,10 @@ ClickAction = Literal["view", "cart", "buy"]
 CLICK_ACTIONS: tuple[ClickAction, ...] = ("view", "cart", "buy")
 Degraded = Literal["fewer", "neighbours", "popular"]  # rungs below the full answer
 
+RecommendationReason = Literal[
+    "viewed_after", "in_session", "popular", "popular_in", "new_in", "boosted", "demoted", "fresh", "offered"
+]
+
 DeadLetterReason = Literal[
     "malformed_json",
     "wrong_type",
@@ -54,6 +58,24 @@ class Click(msgspec.Struct, kw_only=True):
 
 class StrictClick(Click, kw_only=True, forbid_unknown_fields=True):
     """A click that has no field beyond the contract; tried first, so that unknown fields can be counted."""
+
+
+class Item(msgspec.Struct, kw_only=True):
+    """What is known of an item, as read: the newest record of a key replaces all earlier ones of it."""
+
+    item_id: Id
+    title: str | None = None
+    category: OptionalId = None
+    seller: OptionalId = None
+    price: Annotated[float, msgspec.Meta(ge=0, le=1e12)] | None = None
+    available_from: Time | None = None
+    available_until: Time | None = None
+    hidden: bool | Annotated[int, msgspec.Meta(ge=0, le=1)] | None = None
+    stock: Annotated[float, msgspec.Meta(ge=0, le=1e12)] | None = None
+
+
+class StrictItem(Item, kw_only=True, forbid_unknown_fields=True):
+    """An item that has no field beyond the contract; tried first, so that unknown fields can be counted."""
 
 
 class Reason(msgspec.Struct, kw_only=True):
@@ -125,11 +147,25 @@ class Alert(msgspec.Struct, kw_only=True):
     reasons_partial: bool = False
 
 
-class RecommendedItem(msgspec.Struct, kw_only=True):
-    """One item of a recommendation; higher scores come first and compare only within one list."""
+class RecommendedItem(msgspec.Struct, gc=False):
+    """One item of a recommendation; higher scores come first and compare only within one list.
+
+    ``because`` is what the reason stands on: an item of the session, or a category. ``text`` says both in words.
+    """
 
     item_id: str
     score: float
+    reason: RecommendationReason = "viewed_after"
+    because: str | None = None
+    text: str = ""
+    title: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class LeftOut(msgspec.Struct, kw_only=True):
+    """An item that a business lever kept out of a list."""
+
+    item_id: str
+    reason: Literal["capped"]
 
 
 class Recommendation(msgspec.Struct, kw_only=True):
@@ -149,6 +185,7 @@ class Recommendation(msgspec.Struct, kw_only=True):
     model_version: str
     long_session: bool = False
     degraded: Degraded | None = None
+    left_out: list[LeftOut] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ListChange(msgspec.Struct, kw_only=True):

@@ -9,7 +9,7 @@ the more popular or newer one by their number alone, and the numbers 0, 1, 2 .. 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 
@@ -24,9 +24,9 @@ from features.sources import (
     CLICKS,
     COLUMNS,
     CUT,
+    EXCLUDE_CURRENT,
     LIST,
     NEAREST,
-    REACH,
     SOURCES,
     VARIANTS,
     Doubles,
@@ -37,10 +37,9 @@ from features.sources import (
 )
 from features.toplist import Floats, Ints
 from features.trees import FlatTrees
+from features.wholeness import check_whole
 
 _ROWS = 64  # queries whose candidates and features are held at a time
-_SETTINGS = 7
-_NEAREST_MAX, _LIST_MAX = 10_000, 1000
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -130,7 +129,7 @@ class Recommender:
 
     def __post_init__(self) -> None:
         """Refuse arrays that would send compiled code outside of them, and index the ids by their hash."""
-        _check(self)
+        check_whole(self)
         hashes = hash_buffer(self.item_bytes, self.item_offsets)
         order = np.argsort(hashes, kind="stable")
         arrays = {name: getattr(self, name) for name in Index._fields if name in _ARRAYS}
@@ -207,28 +206,28 @@ class Recommender:
         if k < 1:
             raise ValueError(f"k = {k}: a list has at least one item")
         items, scores = np.full((len(hashes), k), -1, np.int32), np.zeros((len(hashes), k), np.float32)
-        starts = iter(range(0, len(hashes), _ROWS))
 
-        def answer() -> None:
-            for start in starts:  # whoever is free takes the next rows
-                rows = slice(start, start + _ROWS)
-                found, raw = self._asked(hashes[rows], counts[rows], how.rung)
-                compiled.answers(found.items, found.bounds, raw, found.excluded, how.popular, how.weights,
-                                 self.popularity, items[rows], scores[rows])  # fmt: skip
+        def answer(rows: slice) -> None:
+            found, raw = self._asked(hashes[rows], counts[rows], how.rung)
+            compiled.answers(found.items, found.bounds, raw, found.excluded, how.popular, how.weights,
+                             self.popularity, items[rows], scores[rows])  # fmt: skip
 
-        shared = how.beside.submit(answer) if how.beside is not None and len(hashes) > _ROWS else None
-        answer()
-        if shared is not None:
-            shared.result()
+        _shared(len(hashes), how, answer)
         return items, scores
 
-    def _asked(self, hashes: Hashes, counts: Longs, rung: Rung) -> tuple[Candidates, Doubles]:
-        """Candidates of some queries and what orders them."""
+    def _asked(self, hashes: Hashes, counts: Longs, rung: Rung, hide_viewed: bool | None = None
+               ) -> tuple[Candidates, Doubles]:  # fmt: skip
+        """Candidates of some queries and what orders them; ``hide_viewed`` None: as training found it."""
+        index = self._fewer if rung is Rung.FEWER else self._index
+        if hide_viewed is not None and hide_viewed != bool(self.settings[EXCLUDE_CURRENT]):
+            settings = index.settings.copy()
+            settings[EXCLUDE_CURRENT] = hide_viewed
+            index = index._replace(settings=settings)
         if rung <= Rung.FEWER:
-            found = self._candidates(hashes, counts, self._fewer if rung else self._index)
+            found = self._candidates(hashes, counts, index)
             raw = found.rank_sums.astype(np.float64) if self._trees is None else self._trees.raw(found.x)
             return found, raw
-        index, scratch = self._index, self._work_space()
+        scratch = self._work_space()
         found = _room(len(hashes), int(index.settings[CUT]) if rung is Rung.NEIGHBOURS else 0, 0)
         if rung is Rung.NEIGHBOURS:
             compiled.neighbours(hashes, counts, index, scratch, found.items, found.rank_sums, found.excluded,
@@ -237,6 +236,31 @@ class Recommender:
             compiled.nothing(hashes, counts, index, scratch, found.excluded)
         found = found.filled()
         return found, found.rank_sums.astype(np.float64)
+
+    def rank_many(self, hashes: Hashes, counts: Longs, hide_viewed: bool, how: Asking = PLAIN
+                  ) -> tuple[Ints, Floats, Ints]:  # fmt: skip
+        """All candidates of each of m sessions in the ranker's order, for :mod:`features.last_filter`.
+
+        Returns
+        -------
+        items, scores, sizes : int32[m, c], float32[m, c], int32[m]
+            Row i holds ``sizes[i]`` items, best first, with scores as of :meth:`recommend_many`; c is the same for
+            every call. With ``hide_viewed`` the item of the last click is no candidate.
+        """
+        hashes, counts = _queries(hashes, counts)
+        m, cut = len(hashes), int(self.settings[CUT])
+        items, scores, sizes = np.full((m, cut), -1, np.int32), np.zeros((m, cut), np.float32), np.zeros(m, np.int32)
+
+        def rank(rows: slice) -> None:
+            found, raw = self._asked(hashes[rows], counts[rows], how.rung, hide_viewed)
+            compiled.ordered(found.items, found.bounds, raw, items[rows], scores[rows], sizes[rows])
+
+        _shared(m, how, rank)
+        return items, scores, sizes
+
+    def inside(self) -> tuple[Index, Scratch]:
+        """The arrays and this thread's work space, for compiled code that makes lists of candidates."""
+        return self._index, self._work_space()
 
     def _work_space(self) -> Scratch:
         """Work space of this thread, made once: every call leaves it as it found it."""
@@ -287,6 +311,20 @@ class Recommender:
         return cls(**found, ranker=ranker)
 
 
+def _shared(total: int, how: Asking, work: Callable[[slice], None]) -> None:
+    """Do all rows, some at a time; with ``how.beside`` whoever is free takes the next ones."""
+    starts = iter(range(0, total, _ROWS))
+
+    def some() -> None:
+        for start in starts:
+            work(slice(start, start + _ROWS))
+
+    shared = how.beside.submit(some) if how.beside is not None and total > _ROWS else None
+    some()
+    if shared is not None:
+        shared.result()
+
+
 def _room(queries: int, each: int, width: int) -> Candidates:
     """Room for so many candidates of each query."""
     n = queries * each
@@ -320,72 +358,3 @@ def _queries(hashes: Hashes, counts: Longs) -> tuple[Hashes, Longs]:
     if len(counts) and not (counts.min() >= 0 and counts.max() <= hashes.shape[1]):
         raise ValueError(f"counts reach from {counts.min()} to {counts.max()}; a row holds {hashes.shape[1]}")
     return np.ascontiguousarray(hashes, np.uint64), np.ascontiguousarray(counts, np.int64)
-
-
-def _offsets_fit(offsets: Longs, groups: int, total: int) -> bool:
-    return (
-        len(offsets) == groups + 1 and offsets[0] == 0 and offsets[-1] == total and bool((np.diff(offsets) >= 0).all())
-    )
-
-
-def _inside(numbers: Ints, limit: int, lowest: int = 0) -> bool:
-    return len(numbers) == 0 or (int(numbers.min()) >= lowest and int(numbers.max()) < limit)
-
-
-def _positive(weights: Floats) -> bool:
-    return bool((np.isfinite(weights) & (weights > 0)).all())
-
-
-def _check(model: Recommender) -> None:
-    n, s = len(model.popularity), len(model.recency)
-    lists = (("posting", "sessions", s), ("linear", "items", n), ("transition", "items", n))
-    whole = (
-        n > 0
-        and _offsets_fit(model.item_offsets, n, len(model.item_bytes))
-        and all(
-            _offsets_fit(getattr(model, f"{name}_offsets"), n, len(getattr(model, f"{name}_{what}")))
-            and _inside(getattr(model, f"{name}_{what}"), limit)
-            for name, what, limit in lists
-        )
-        and _offsets_fit(model.next_offsets, n, len(model.next_places))
-        and _sequence_fits(model, n, s)
-        and len(model.posting_places) == len(model.posting_sessions)
-        and len(model.linear_weights) == len(model.linear_items)
-        and len(model.transition_weights) == len(model.transition_items)
-        and len(model.rarity) == n
-        and model.facts.shape == (n, len(compiled.FACTS))
-        and model.recency.shape == (s, VARIANTS)
-        and model.place_weights.shape == (VARIANTS, 2 * REACH + 1)
-        and all(map(_positive, (model.rarity, model.recency, model.popularity)))
-        and all(bool(np.isfinite(a).all()) for a in (model.place_weights, model.linear_weights,
-                                                     model.transition_weights, model.variants, model.settings))
-        and model.variants.shape == (VARIANTS, 2)
-        and len(model.settings) == _SETTINGS
-        and model.variants[:, NEAREST].min() >= 1 and model.variants[:, NEAREST].max() <= _NEAREST_MAX
-        and all(1 <= model.settings[place] <= _LIST_MAX for place in (LIST, CUT))
-    )  # fmt: skip
-    if not whole:
-        raise ValueError(f"recommender: the arrays of {n} items and {s} sessions do not fit each other")
-
-
-def _sequence_fits(model: Recommender, n: int, s: int) -> bool:
-    """Whether places in sessions, and the step before and after each place that was followed, lie inside."""
-    sequence, begins = model.sequence, model.session_offsets
-    if not (len(begins) == s + 1 and len(sequence) and _inside(sequence, n, -1) and sequence[0] == sequence[-1] == -1):
-        return False
-    if not (begins[0] >= 0 and begins[-1] == len(sequence) and bool((np.diff(begins) > 0).all())):
-        return False
-    lengths = np.diff(begins)
-    if len(model.posting_places) and not _inside(model.posting_places, int(lengths.max())):
-        return False
-    if len(model.posting_places) and bool((model.posting_places >= lengths[model.posting_sessions]).any()):
-        return False
-    places = model.next_places
-    followed = _inside(places, len(sequence) - 1, 1)
-    return followed and bool((sequence[places + 1] >= 0).all()) and _sessions_apart(model)
-
-
-def _sessions_apart(model: Recommender) -> bool:
-    """Whether -1 stands between the sessions and nowhere in them, so that no walk leaves its session."""
-    ends = model.session_offsets[1:] - 1
-    return np.array_equal(np.flatnonzero(model.sequence < 0)[1:], ends)

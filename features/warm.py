@@ -20,6 +20,7 @@ from features.engine import Operations, Rows
 from features.forest import FlatForest
 from features.hashing import hash_strings, partitions_of
 from features.kernel import LABEL, TRANSACTION
+from features.listing import Clicked, Lister
 from features.model_text import Model, Tree
 from features.recommender import Recommender
 from features.recordbatch import Columns, record_batch
@@ -29,6 +30,7 @@ from features.rules import Rules
 from features.rungs import Asking, Rung
 from features.schema import load_schema
 from features.shap import Explainer
+from features.shelf import Shelf
 from features.sources import REACH, VARIANTS
 from features.texts import Texts
 from features.trees import FlatTrees
@@ -129,6 +131,8 @@ def _warm_recommender() -> None:
     scale_down(0.5, counts)
     blend(one, zero, counts, np.full(len(counts.items), -1, np.int32), 1.0, 1.0, zero, weights, zero, weights,
           np.zeros((1, 1), np.int32), np.zeros((1, 1), np.float32), np.ones(1, np.int32))  # fmt: skip
+    asked = Clicked(one.reshape(1, 1), np.ones(1, np.int64), np.zeros(1, np.int64), one)
+    Lister(Shelf()).lists(model, asked, 1)
 
 
 def _warm_budget() -> None:

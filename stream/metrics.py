@@ -83,6 +83,12 @@ class Metrics:
         self.models_refused = Counter("headrace_model_refusals_total",
                                       "Model versions that were refused; the one before stays in use.",
                                       registry=r)  # fmt: skip
+        self.items = Gauge("headrace_items", "Items that the items topic holds.", registry=r)
+        self.item_records = Counter("headrace_item_records_total", "Records of the items topic, by what they say: "
+                                    "changed, deleted, or why they cannot be read.", ["kind"], registry=r)  # fmt: skip
+        self.levers_refused = Counter("headrace_lever_refusals_total",
+                                      "Changes of the levers' file that were refused; those before stay in use.",
+                                      registry=r)  # fmt: skip
         self.cache_entities = Gauge("headrace_cache_entities", "Entity rows held in memory.", ["entity"], registry=r)
         self.cache_bytes = Gauge("headrace_cache_bytes", "Memory of the entity rows.", ["entity"], registry=r)
         self.cache_lookups = Counter("headrace_cache_lookups_total", "Entities that a cycle needed, by whether the "

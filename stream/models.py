@@ -79,6 +79,7 @@ class ModelHolder:
         self._metrics = metrics
         self._refused: set[str] = set()
         self._told = ""  # why the newest version is refused
+        self.prepare: Callable[[Served], None] | None = None  # asked of whoever needs time for a version before its use
         version = artifacts.current_version(root)
         if version is None:
             if required:
@@ -116,6 +117,8 @@ class ModelHolder:
         try:
             await asyncio.to_thread(artifacts.verify_in_child, self._root, version, self._schema_hash, _VERIFY_S)
             served = await asyncio.to_thread(load_served, self._root, version, self._schema_hash, self._names)
+            if self.prepare is not None:
+                await asyncio.to_thread(self.prepare, served)
         except (ArtifactCorrupt, ArtifactMismatch):
             self._refused.add(version)  # it will not get better; anything else is tried again
             raise

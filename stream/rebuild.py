@@ -47,7 +47,7 @@ from stream.progress import progress_bar
 from stream.recommend import RecommendLane
 from stream.refeed import ClickFeed, Decided, FraudFeed, Reach, Reader, Records
 from stream.settings import Settings
-from stream.silent import Silent, Unscored
+from stream.silent import NoLists, Silent, Unscored
 from stream.station import Bounds, Station
 from stream.store import HEAD, Head, StateStore, Write, encode_head
 from stream.topics import require_all_topics
@@ -89,7 +89,7 @@ class Rebuild:
         self._models = models
         fraud = FraudLane(settings, build_catalogue(schema.transactions))
         self._fraud = fraud
-        self._lanes: tuple[Lane, ...] = (fraud, RecommendLane(settings))
+        self._lanes: tuple[Lane, ...] = (fraud, RecommendLane(settings, NoLists()))
         self._stores = stores
         self._drafts = {name: store.draft() for name, store in stores.items()}
         self._found: dict[Target, bytes] = {}  # by lane and partition, the bytes of the head that is replaced

@@ -5,7 +5,8 @@ State owned: the cache of sessions and users (:mod:`stream.sessions`). On redeli
 are skipped; a click whose event id is in the session's memory is answered again but not counted twice.
 
 A list is answered from the last items of the session; where the model knows none of them, from those of the user over
-all sessions. Where ``worker.repeat_buying`` is off, what was bought is left out of it.
+all sessions. What must not be shown is left out of it as the last step (:mod:`features.last_filter`); where
+``worker.repeat_buying`` is off, also what was bought.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from heapq import merge
 from itertools import islice, takewhile
 from time import perf_counter
@@ -25,8 +25,10 @@ from numpy.typing import NDArray
 
 from features.decode import Bad, ClickBatch, ClickDecoder, Limits
 from features.hashing import hash_strings
-from features.messages import CLICK_ACTIONS, Degraded, Recommendation, RecommendedItem
+from features.listing import Clicked, Lister, Lists
+from features.messages import CLICK_ACTIONS, Degraded, Recommendation
 from features.rungs import Asking
+from features.shelf import Shelf
 from features.texts import Texts
 from features.watermark import UNMARKED, Watermark, advance
 from stream.ladder import Ladder
@@ -109,8 +111,9 @@ class RecommendLane:
     name = "recommend"
     own_fields = ()
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, lister: Lister | None = None) -> None:
         worker, topics = settings.worker, settings.topics
+        self.lister = lister or Lister(Shelf(hide_unlisted=worker.unlisted_items == "hide"), worker.viewed_item)
         self.partitions = topics.click_partitions
         self.topics = (topics.clicks,)
         self.outputs = (topics.recommendations, topics.dead_letters)
@@ -270,14 +273,20 @@ class RecommendLane:
             for part in work:
                 row = self._fold(part, cycle, hashes, counts, row)
         with tally.stage("model"):
-            bought = [own for part in work for own in part.bought]
             self._start_from_earlier(work, models.recommender, hashes, counts)
             asking = Asking(rung, self._beside)
             if self._trends is not None:
                 asking = Asking(rung, self._beside, *self._trends.popular(models.recommender))
-            items, scores = self._lists(models.recommender, hashes, counts, bought, asking)
+            batches = [part.batch for part in work]
+            clicked = Clicked(
+                hashes, counts, np.concatenate([batch.time for batch in batches]),
+                np.concatenate([hash_strings(batch.item_id) for batch in batches]),
+                [own for part in work for own in part.bought],
+            )  # fmt: skip
+            k = self._worker.recommendations_k
+            found = self.lister.lists(models.recommender, clicked, k, asking, self._trends)
         with tally.stage("encode"):
-            produced = self._produced(work, models, items, scores, tally, rung.label)
+            produced = self._produced(work, models, found, tally, rung.label)
         if self._trends is not None:
             self._trends.learn_all(work, hashes, counts, self.suspects)
         self._ladder.learn(rung, total, perf_counter() - start)
@@ -332,30 +341,14 @@ class RecommendLane:
                 counts[row] = len(earlier[row])
                 hashes[row, : counts[row]] = earlier[row]
 
-    def _lists(self, model: Any, hashes: NDArray[np.uint64], counts: NDArray[np.int64], bought: Sequence[list[int]],
-               asking: Asking) -> tuple[NDArray[np.int32], NDArray[np.float32]]:  # fmt: skip
-        """The best items and scores by click, without those that were bought."""
-        k, most = self._worker.recommendations_k, max(map(len, bought), default=0)
-        items, scores = model.recommend_many(hashes, counts, k + most, asking)
-        if self._trends is not None:
-            self._trends.blend(model, hashes[np.arange(len(counts)), counts - 1], items, scores,
-                               (items >= 0).sum(1, dtype=np.int32))  # fmt: skip
-        for row in [row for row, own in enumerate(bought) if own]:
-            own = bought[row]
-            keep = np.flatnonzero(~np.isin(items[row], model.numbers_of(np.array(own, np.uint64))))
-            items[row, : len(keep)], scores[row, : len(keep)] = items[row, keep], scores[row, keep]
-            items[row, len(keep) :], scores[row, len(keep) :] = -1, 0.0
-        return items[:, :k], scores[:, :k]
-
-    def _produced(self, work: list[_Part], models: Any, items: NDArray[np.int32], scores: NDArray[np.float32],
-                  tally: Tally, degraded: Degraded | None) -> list[Produced]:  # fmt: skip
+    def _produced(self, work: list[_Part], models: Any, found: Lists, tally: Tally, degraded: Degraded | None
+                  ) -> list[Produced]:  # fmt: skip
         produced, row = [], 0
         for part in work:
             state, batch, lists = self._partitions[part.partition], part.batch, dict[str, bytes]()
             for i, record in enumerate(part.records):
                 source = source_id((self.topics[0], part.partition), record.offset)
-                message = self._answer(source, part, i, models, items[row].tolist(), scores[row].tolist(),
-                                       degraded)  # fmt: skip
+                message = self._answer(source, part, i, models, found, row, degraded)
                 part.answers.add(self._topic_names.recommendations, source, message)
                 if self._worker.list_ttl_s:
                     value = state.emitted.get(source, message[1])
@@ -374,10 +367,10 @@ class RecommendLane:
                                      lists))  # fmt: skip
         return produced
 
-    def _answer(self, source: str, part: _Part, i: int, models: Any, items: list[int], scores: list[float],
-                degraded: Degraded | None) -> Message:  # fmt: skip
-        batch, model = part.batch, models.recommender
-        id_of = model.item_id if self._trends is None else partial(self._trends.item_id, model)
+    @staticmethod
+    def _answer(source: str, part: _Part, i: int, models: Any, lists: Lists, row: int, degraded: Degraded | None
+                ) -> Message:  # fmt: skip
+        batch = part.batch
         message = Recommendation(
             recommendation_id=source,
             event_id=batch.event_id[i],
@@ -385,11 +378,11 @@ class RecommendLane:
             user_id=batch.user_id[i],
             item_id=batch.item_id[i],
             event_time=int(batch.time[i]),
-            items=[RecommendedItem(item_id=id_of(number), score=round(score, 6))
-                   for number, score in zip(items, scores, strict=True) if number >= 0],
+            items=lists.items[row],
             model_version=models.version,
             long_session=part.long_session[i],
             degraded=degraded,
+            left_out=lists.left_out[row],
         )  # fmt: skip
         key = batch.user_id[i] or batch.session_id[i]
         return key.encode(), msgspec.json.encode(message)

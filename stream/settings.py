@@ -135,6 +135,7 @@ class TopicSettings:
     transactions: TopicName = "transactions"
     labels: TopicName = "labels"
     clicks: TopicName = "clicks"
+    items: TopicName = "items"
     decisions: TopicName = "decisions"
     alerts: TopicName = "alerts"
     recommendations: TopicName = "recommendations"
@@ -142,6 +143,7 @@ class TopicSettings:
     lists: TopicName | None = None
     transaction_partitions: Partitions = 4
     click_partitions: Partitions = 4
+    item_partitions: Partitions = 1
     replication: Annotated[int, Meta(ge=1, le=100)] = 1
     retention_hours: Annotated[int, Meta(ge=1, le=1_000_000)] = 168
 
@@ -152,6 +154,7 @@ class TopicSettings:
             self.transactions: per_card,
             self.labels: per_card,
             self.clicks: per_user,
+            self.items: self.item_partitions,
             self.decisions: per_card,
             self.alerts: per_card,
             self.recommendations: per_user,
@@ -204,6 +207,9 @@ class WorkerSettings:
     online_half_life_s: Seconds = 1800.0
     degrade: bool = True
     answer_deadline_ms: Annotated[int, Meta(ge=1, le=86_400_000)] = 100
+    viewed_item: Literal["auto", "hide", "show"] = "auto"
+    unlisted_items: Literal["hide", "show"] = "hide"
+    levers: Path | None = None
     sweep_every_s: Seconds = 3600.0
     session_timeout_s: Annotated[float, Meta(ge=1, le=1800)] = 10.0
 
@@ -374,7 +380,7 @@ def _contradictions(settings: Settings) -> Iterator[str]:
             f"kafka.batch_bytes_max = {kafka.batch_bytes_max}: expected at least worker.message_bytes_max = "
             f"{worker.message_bytes_max}; a batch holds whole messages"
         )
-    if len(names.partitions()) < 7 + (names.lists is not None):
+    if len(names.partitions()) < 8 + (names.lists is not None):
         yield "topics: expected different names; each topic has one kind of message"
     if worker.review_score is not None and worker.block_score is not None and worker.review_score > worker.block_score:
         yield f"worker.review_score = {worker.review_score}: expected at most worker.block_score = {worker.block_score}"

@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 
+from features.listing import Clicked, Lister, Lists
 from features.messages import Reason
 from features.scoring import Thresholds
+from features.shelf import Shelf
 from stream.lane import Message, Target
 
 
@@ -39,10 +42,16 @@ class Unscored:
         """No items."""
         return np.full(hashes.shape, -2, np.int32)
 
-    def recommend_many(self, hashes: NDArray[np.uint64], counts: NDArray[np.int64], k: int,
-                       how: object = None) -> Any:  # fmt: skip
-        """No items."""
-        return np.full((len(hashes), 0), -1, np.int32), np.zeros((len(hashes), 0), np.float32)
+
+class NoLists(Lister):
+    """The place of the lister."""
+
+    def __init__(self) -> None:
+        super().__init__(Shelf())
+
+    def lists(self, model: object, clicked: Clicked, k: int, how: object = None, trends: object = None) -> Lists:
+        """Empty ones."""
+        return Lists([[] for _ in clicked.counts], [UNSET for _ in clicked.counts])
 
     def item_id(self, number: int) -> str:
         """No item has a number."""

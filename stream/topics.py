@@ -109,8 +109,10 @@ async def make_topics(admin: AIOKafkaAdminClient, wanted: Mapping[str, int], top
     TopicError
         If the broker refuses one, or does not lead all partitions within 15 s.
     """
-    configs = {"retention.ms": str(topics.retention_hours * _HOUR_MS), "cleanup.policy": "delete"}
-    new = [NewTopic(name, count, topics.replication, topic_configs=configs) for name, count in wanted.items()]
+    kept = {"retention.ms": str(topics.retention_hours * _HOUR_MS), "cleanup.policy": "delete"}
+    new = [NewTopic(name, count, topics.replication,
+                    topic_configs={"cleanup.policy": "compact"} if name == topics.items else kept)
+           for name, count in wanted.items()]  # fmt: skip
     problems = []
     for name, code, *message in (await admin.create_topics(new)).topic_errors:
         error = for_code(code)
@@ -169,10 +171,23 @@ def _status(
             f"sharded by partition. Set {setting} = {count}, or name a new topic{copy}"
         )
         return TopicStatus(name, "wrong", count, expected, advice)
+    if name == topics.items:
+        return _items_status(count, config, topics)
     if "compact" in config.get("cleanup.policy", ""):  # of an output it would drop decisions the same way
         advice = "has cleanup.policy compact, which drops all but the newest record of a key; set it to delete"
         return TopicStatus(name, "wrong", count, expected, advice)
     return TopicStatus(name, "ok", count, expected, "; ".join(_notes(found, config, topics)))
+
+
+def _items_status(count: int, config: Mapping[str, str], topics: TopicSettings) -> TopicStatus:
+    """The topic of items is the one that must keep the newest record of every key for ever."""
+    if config.get("cleanup.policy", "compact") != "compact":
+        advice = (
+            f"has cleanup.policy {config['cleanup.policy']}, which drops items that did not change for long; set it to "
+            "compact"
+        )
+        return TopicStatus(topics.items, "wrong", count, count, advice)
+    return TopicStatus(topics.items, "ok", count, count)
 
 
 def _is_input(name: str, topics: TopicSettings) -> bool:
@@ -180,6 +195,8 @@ def _is_input(name: str, topics: TopicSettings) -> bool:
 
 
 def _count_setting(name: str, topics: TopicSettings) -> str:
+    if name == topics.items:
+        return "item_partitions"
     if name == topics.dead_letters and topics.click_partitions > topics.transaction_partitions:
         return "click_partitions"
     return "click_partitions" if name in (topics.clicks, topics.recommendations) else "transaction_partitions"

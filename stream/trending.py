@@ -73,6 +73,10 @@ class Trends:
         """The id of a place: the model's number, or beyond them n + slot of an item that it does not know."""
         return model.item_id(place) if place < model.items else self._ids[place - model.items]
 
+    def hashes_of(self, slots: Longs) -> Hashes:
+        """The hashes of the items in these slots."""
+        return self._counts.items[slots]
+
     def learn(self, partition: int, offsets: Sequence[int], viewed: Sequence[str], before: Hashes,
               visitors: Sequence[str], times: Longs, marks: Longs, counts: NDArray[np.bool_]) -> None:  # fmt: skip
         """Count n clicks of one partition in the order of their offsets.

@@ -50,6 +50,7 @@ from stream.recommend import RecommendLane
 from stream.rule_lists import RuleLists
 from stream.rules import RulesHolder
 from stream.settings import KafkaSettings, Settings
+from stream.shelving import Shelving
 from stream.station import Station
 from stream.store import StateStore
 from stream.sweep import Sweeper
@@ -76,11 +77,14 @@ class Parts:
     rules: RulesHolder | None
     keeper: ListKeeper | None
     lists: ListWriter | None
+    shelving: Shelving | None
 
     async def close(self) -> None:
         """Write the lists that wait, and close all connections."""
         if self.lists is not None:
             await self.lists.close()
+        if self.shelving is not None:
+            await self.shelving.stop()
         await self.publisher.stop()
         await self.tails.stop()
         await self.redis.aclose()
@@ -104,6 +108,8 @@ class _Companion(Service):
             _ = self.add_future(self._parts.keeper.run())
             _ = self.add_future(self._parts.keeper.follow())
         _ = self.add_future(self._sweeper.run())
+        for watch in self._parts.shelving.watches() if self._parts.shelving is not None else ():
+            _ = self.add_future(watch)
         _ = self.add_future(_give_back_after_bursts(self._pipeline))
 
     async def on_shutdown(self) -> None:
@@ -170,7 +176,10 @@ async def _connect(settings: Settings, metrics: Metrics, schema: Schema) -> Part
         held = RuleLists(redis, settings.redis, settings.worker.group, settings.topics.lists)
         keeper = ListKeeper(held, rules, settings.kafka, metrics)
         await patiently(keeper.refresh, log)
-    return Parts(redis, publisher, tails, models, rules, keeper, lists)
+    shelving = Shelving(settings, metrics) if models.current.recommender is not None else None
+    if shelving is not None:
+        await shelving.start(models)
+    return Parts(redis, publisher, tails, models, rules, keeper, lists, shelving)
 
 
 async def _started_producer(kafka: KafkaSettings) -> AIOKafkaProducer:
@@ -184,15 +193,16 @@ async def _started_producer(kafka: KafkaSettings) -> AIOKafkaProducer:
     return producer
 
 
-def _lanes(settings: Settings, schema: Schema, models: ModelHolder, rules: RulesHolder | None) -> list[Lane]:
+def _lanes(settings: Settings, schema: Schema, parts: Parts) -> list[Lane]:
     """The lanes that the published models can serve."""
     lanes: list[Lane] = []
+    models = parts.models
     if models.current.fraud is not None or models.current.version == NO_VERSION:
         directory = settings.worker.vector_log
         catalogue = build_catalogue(schema.transactions)
-        lanes.append(FraudLane(settings, catalogue, VectorLog(directory) if directory else None, rules))
-    if models.current.recommender is not None:
-        clicks = RecommendLane(settings)
+        lanes.append(FraudLane(settings, catalogue, VectorLog(directory) if directory else None, parts.rules))
+    if parts.shelving is not None:
+        clicks = RecommendLane(settings, parts.shelving.lister)
         for lane in lanes:
             if isinstance(lane, FraudLane):
                 clicks.suspects = lane.suspects
@@ -242,7 +252,7 @@ def run(settings: Settings, schema: Schema) -> None:
     port = metrics.serve(settings.worker.metrics_host, settings.worker.metrics_port)
     log.info("metrics on http://%s:%d/metrics", settings.worker.metrics_host, port)
     parts = loop.run_until_complete(_connect(settings, metrics, schema))
-    lanes = _lanes(settings, schema, parts.models, parts.rules)
+    lanes = _lanes(settings, schema, parts)
     stations = [Station(lane, StateStore(parts.redis, settings.redis, settings.worker.group, lane.name), {},
                         lists=parts.lists if lane.name == RecommendLane.name else None) for lane in lanes]  # fmt: skip
     pipeline = Pipeline(stations, parts.publisher, parts.tails, parts.models, metrics, schema.hash,

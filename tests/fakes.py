@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from features.catalogue import build_catalogue
 from features.errors import ComputeFailed, RedisUnavailable, ServiceUnavailable, StateConflict
 from features.hashing import hash_strings, partitions_of
-from features.messages import Reason
+from features.listing import Clicked, Lister, Lists
+from features.messages import Reason, RecommendedItem
+from features.rungs import PLAIN
 from features.schema import load_schema
 from features.scoring import Thresholds
+from features.shelf import Shelf
 from stream.cycle import Pipeline
 from stream.fraud import FraudLane
 from stream.lane import Lane, Message, Target
@@ -259,6 +262,19 @@ class FakeRecommender:
         return str(number)
 
 
+class FakeLister(Lister):
+    """Lists of a fake recommender without a filter; those of a real one as ever."""
+
+    def lists(self, model: Any, clicked: Clicked, k: int, how: Any = PLAIN, trends: Any = None) -> Lists:
+        """As Lister."""
+        if not isinstance(model, FakeRecommender):
+            return super().lists(model, clicked, k, how, trends)
+        numbers, scores = model.recommend_many(clicked.hashes, clicked.counts, k)
+        items = [[RecommendedItem(model.item_id(n), s) for n, s in zip(*row, strict=True) if n >= 0]
+                 for row in zip(numbers.tolist(), scores.tolist(), strict=True)]  # fmt: skip
+        return Lists(items, [msgspec.UNSET] * len(items))
+
+
 def item_number(item: str) -> str:
     """What FakeRecommender calls an item."""
     return str(int(hash_strings([item])[0] % np.uint64(1 << 31)))
@@ -311,7 +327,7 @@ class FakeWorker:
         )
         fraud = FraudLane(self.settings, build_catalogue(SCHEMA.transactions), rules=rules)
         fraud.cache_bytes = cache * fraud.caches[-1].row_bytes
-        clicks = RecommendLane(self.settings)
+        clicks = RecommendLane(self.settings, FakeLister(Shelf()))
         clicks.suspects = fraud.suspects
         lanes: list[Lane] = [fraud, clicks]
         self.stores = {lane.name: MemoryStore(world.hashes[lane.name], lane.name) for lane in lanes}

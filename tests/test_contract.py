@@ -74,7 +74,7 @@ def test_the_page_explains_every_reason_of_a_dead_letter() -> None:
 
 
 def test_the_page_says_which_fields_may_be_left_out() -> None:
-    for topic in ("transactions", "labels", "clicks"):
+    for topic in ("transactions", "labels", "clicks", "items"):
         schema = SCHEMAS[topic]
         (definition,) = schema["$defs"].values()
         optional = set(definition["properties"]) - set(definition["required"])

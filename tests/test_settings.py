@@ -175,7 +175,7 @@ def test_secrets_are_in_no_error(tmp_path: Path) -> None:
 
 def test_partition_counts_follow_the_two_keys() -> None:
     topics = TopicSettings(transaction_partitions=3, click_partitions=5)
-    assert list(topics.partitions().values()) == [3, 3, 5, 3, 3, 5, 5]
+    assert list(topics.partitions().values()) == [3, 3, 5, 1, 3, 3, 5, 5]
 
 
 def test_a_cycle_of_many_partitions_may_be_larger_up_to_twice() -> None:

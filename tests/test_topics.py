@@ -18,7 +18,7 @@ from tests.servers import KafkaServer, RunningBroker, fresh_name
 
 def _topics(**changes: Any) -> TopicSettings:
     prefix = fresh_name("topics")
-    names = ("transactions", "labels", "clicks", "decisions", "alerts", "recommendations", "dead_letters")
+    names = ("transactions", "labels", "clicks", "items", "decisions", "alerts", "recommendations", "dead_letters")
     return TopicSettings(**({name: f"{prefix}-{name}" for name in names} | changes))
 
 
@@ -30,7 +30,7 @@ def test_missing_topics_are_reported_and_not_created_by_a_check(broker: RunningB
     kafka, topics = _settings(broker), _topics()
     for _ in range(2):
         statuses = asyncio.run(check_topics(kafka, topics))
-        assert [status.state for status in statuses] == ["missing"] * 7
+        assert [status.state for status in statuses] == ["missing"] * 8
     with pytest.raises(TopicError, match="headrace topics --create"):
         require_topics(statuses)
 
@@ -38,10 +38,10 @@ def test_missing_topics_are_reported_and_not_created_by_a_check(broker: RunningB
 def test_create_makes_each_topic_with_its_partitions_and_a_second_create_changes_nothing(broker: RunningBroker) -> None:
     kafka, topics = _settings(broker), _topics(transaction_partitions=3, click_partitions=5)
     first = asyncio.run(create_topics(kafka, topics))
-    assert [status.state for status in first] == ["created"] * 7
-    assert [status.partitions for status in first] == [3, 3, 5, 3, 3, 5, 5]
+    assert [status.state for status in first] == ["created"] * 8
+    assert [status.partitions for status in first] == [3, 3, 5, 1, 3, 3, 5, 5]
     second = asyncio.run(create_topics(kafka, topics))
-    assert [(status.state, status.advice) for status in second] == [("ok", "")] * 7
+    assert [(status.state, status.advice) for status in second] == [("ok", "")] * 8
     require_topics(second)
 
 

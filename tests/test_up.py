@@ -123,7 +123,7 @@ def test_nothing_is_lost_while_bad_messages_come_and_models_change(start: Any) -
 
 def test_it_runs_on_the_servers_that_it_is_given(start: Any, kafka: KafkaServer, redis_server: RedisServer) -> None:
     name = fresh_name("up")
-    topics = ("transactions", "labels", "clicks", "decisions", "alerts", "recommendations", "dead_letters")
+    topics = ("transactions", "labels", "clicks", "items", "decisions", "alerts", "recommendations", "dead_letters")
     environment = {f"HEADRACE_TOPICS_{topic.upper()}": f"{name}-{topic}" for topic in topics}
     environment |= {"HEADRACE_REDIS_NAMESPACE": name, "HEADRACE_WORKER_GROUP": name}
     run = start(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from features.errors import StateMismatch
 from features.hashing import hash_strings
+from features.shelf import Shelf
 from stream.recommend import RecommendLane
 from stream.sessions import (
     BOUGHT_MAX,
@@ -27,7 +28,7 @@ from stream.sessions import (
     fold,
 )
 from stream.settings import Settings
-from tests.fakes import START_MS, FakeRecommender, FakeWorker, World, item_number
+from tests.fakes import START_MS, FakeLister, FakeRecommender, FakeWorker, World, item_number
 from tests.sessions import checkerboard, fitted
 
 DAY_MS = 86_400_000
@@ -98,7 +99,7 @@ def change(worker: FakeWorker, **settings: Any) -> None:
     """Give its lane of clicks other settings."""
     changed = replace(worker.settings, worker=replace(worker.settings.worker, **settings))
     station = worker.pipeline.stations[1]
-    station.lane = RecommendLane(changed)
+    station.lane = RecommendLane(changed, FakeLister(Shelf()))
 
 
 def visits(*items: str) -> list[list[str]]:

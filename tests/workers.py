@@ -64,7 +64,7 @@ class Deployment:
     @property
     def topics(self) -> TopicSettings:
         """Topics that no other test uses."""
-        names = ("transactions", "labels", "clicks", "decisions", "alerts", "recommendations", "dead_letters")
+        names = ("transactions", "labels", "clicks", "items", "decisions", "alerts", "recommendations", "dead_letters")
         named: dict[str, Any] = {name: f"{self.name}-{name}" for name in names}
         return TopicSettings(**named, transaction_partitions=self.partitions, click_partitions=self.partitions)
 

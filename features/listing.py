@@ -1,0 +1,225 @@
+"""Lists for a whole cycle: candidates, the last filter, and the messages' items with their reasons.
+
+In: queries, the model in use, the shelf. Out: :class:`Lists`. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+import numpy as np
+
+from features.last_filter import (
+    BOOSTED,
+    DEMOTED,
+    FRESH,
+    IN_SESSION,
+    LEFT_OUT,
+    NEW_IN,
+    OFFERED,
+    POPULAR,
+    POPULAR_IN,
+    VIEWED_AFTER,
+    Asked,
+    Filled,
+    Found,
+    Rules,
+    fill_lists,
+)
+from features.messages import LeftOut, RecommendationReason, RecommendedItem
+from features.recommender import Recommender
+from features.rungs import PLAIN, Asking
+from features.shelf import Shelf
+from features.sources import EXCLUDE_CURRENT, Hashes, Longs
+from features.toplist import Floats, Ints
+
+REASONS: dict[int, RecommendationReason] = {
+    VIEWED_AFTER: "viewed_after", IN_SESSION: "in_session", POPULAR: "popular", POPULAR_IN: "popular_in",
+    NEW_IN: "new_in", BOOSTED: "boosted", DEMOTED: "demoted", FRESH: "fresh", OFFERED: "offered",
+}  # fmt: skip
+_POOL = 4096
+_TEXTS_MAX = 200_000  # kept; a text is made in about a microsecond
+
+
+@dataclass(frozen=True, slots=True)
+class Clicked:
+    """m clicks to answer: ``hashes`` uint64[m, L] and ``counts`` int64[m] of :meth:`Recommender.recommend_many`,
+    ``times`` int64[m] in ms, ``viewed`` uint64[m] hashes of the clicked items, and ``bought`` item hashes by click
+    that must not be shown (empty: none for any).
+    """
+
+    hashes: Hashes
+    counts: Longs
+    times: Longs
+    viewed: Hashes
+    bought: Sequence[Sequence[int]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """By click the items, best first, and what caps kept out of it."""
+
+    items: list[list[RecommendedItem]]
+    left_out: list[list[LeftOut] | msgspec.UnsetType]
+
+
+class Moving(Protocol):
+    """What moves candidates between refits, see :mod:`stream.trending`; its places beyond n are slots of its own."""
+
+    def blend(self, model: Recommender, viewed: Hashes, items: Ints, scores: Floats, sizes: Ints) -> None: ...
+    def hashes_of(self, slots: Longs) -> Hashes: ...
+    def item_id(self, model: Recommender, place: int) -> str: ...
+
+
+class Lister:
+    """Makes lists that hold nothing that the shelf forbids.
+
+    ``viewed`` says whether the item now viewed may stand in its own list: ``hide``, ``show``, or ``auto``: as training
+    found it in the model's clicks.
+    """
+
+    def __init__(self, shelf: Shelf, viewed: str = "auto") -> None:
+        self.shelf = shelf
+        self._viewed = viewed
+        self._strangers: dict[int, int] = {}  # places of this call by hash, of items that only trends know
+        self._trends: Moving | None = None
+        self._texts: dict[tuple[int, int], tuple[RecommendationReason, str | None, str]] = {}
+        self._texts_of: tuple[object, int] = (None, -1)
+
+    def lists(self, model: Recommender, clicked: Clicked, k: int, how: Asking = PLAIN, trends: Moving | None = None
+              ) -> Lists:  # fmt: skip
+        """The list after each click; ``trends`` move the candidates and ``how.popular`` are its places."""
+        hide, shelf = self._hides_viewed(model), self.shelf
+        items, scores, sizes = model.rank_many(clicked.hashes, clicked.counts, hide, how)
+        reason = np.where(sizes > 0, VIEWED_AFTER, POPULAR).astype(np.int32)
+        if trends is not None:
+            trends.blend(model, clicked.viewed, items, scores, sizes)
+        with shelf.lock:
+            self._strangers = {}
+            if trends is not None:
+                items[np.arange(items.shape[1]) >= sizes[:, None]] = -1
+                items, popular = self._placed(model, trends, items), self._placed(model, trends, how.popular)
+            else:
+                popular = how.popular
+            found = Found(items, scores, sizes, reason, popular, how.weights)
+            filled = self._filled(model, clicked, found, hide, k)
+            if shelf.stale and (filled.places[:, 0] < 0).any():
+                shelf.refresh_now()
+                filled = self._filled(model, clicked, found, hide, k)
+            return Lists(*self._named(model, filled, trends))
+
+    def _placed(self, model: Recommender, trends: Moving, places: Ints) -> Ints:
+        """Places of trends, beyond the model's numbers n + slot of the trends, as places of the shelf.
+
+        Items that the shelf does not know are numbered beyond its slots, for this call.
+        """
+        n, beyond = model.items, model.items + self.shelf.capacity
+        unknown = np.unique(places[places >= n])
+        if not len(unknown):
+            return places
+        hashes = trends.hashes_of(unknown.astype(np.int64) - n).tolist()
+        slots = np.array(self.shelf.slots_of(hashes), np.int32)
+        own = np.where(slots >= 0, n + slots, beyond + unknown - n).astype(np.int32)
+        self._strangers |= dict(zip(hashes, own.tolist(), strict=True))
+        return np.where(places >= n, own[np.searchsorted(unknown, np.maximum(places, n)) % len(own)], places)
+
+    def _hides_viewed(self, model: Recommender) -> bool:
+        if self._viewed == "auto":  # the only item is rather repeated than nothing said
+            return bool(model.settings[EXCLUDE_CURRENT]) and model.items > 1
+        return self._viewed == "hide"
+
+    def _filled(self, model: Recommender, clicked: Clicked, found: Found, hide: bool, k: int) -> Filled:
+        shelf, m = self.shelf, len(clicked.counts)
+        view, levers = shelf.view(model), shelf.levers
+        bought = [value for row in clicked.bought for value in row]
+        bounds = np.zeros(m + 1, np.int64)
+        bounds[1 : len(clicked.bought) + 1] = np.cumsum([len(row) for row in clicked.bought])
+        places = self._places(model, np.concatenate([clicked.viewed, np.array(bought, np.uint64)]))
+        asked = Asked(clicked.hashes, clicked.counts, clicked.times, places[:m], places[m:], bounds)
+        plain = levers.idle and not len(view.new)
+        rules = Rules(shelf.open, hide, plain, levers.fresh_ms, levers.fresh_factor, levers.new_max)
+        filled = Filled(np.full((m, k), -1, np.int32), np.zeros((m, k), np.float32), np.zeros((m, k), np.int8),
+                        np.full((m, k), -1, np.int32), np.full((m, LEFT_OUT), -1, np.int32))  # fmt: skip
+        if m:
+            fill_lists(asked, found, rules, view, *model.inside(), np.empty(_POOL, np.int32), filled)
+        return filled
+
+    def _places(self, model: Recommender, hashes: Hashes) -> Ints:
+        """The places of hashed ids: the model's number, n + slot, or -1 where neither knows the item."""
+        places = model.numbers_of(hashes)
+        unknown = np.flatnonzero(places < 0)
+        if len(unknown):
+            wanted = hashes[unknown].tolist()
+            slots = np.array(self.shelf.slots_of(wanted), np.int32)
+            strangers = np.array([self._strangers.get(value, -1) for value in wanted], np.int32)
+            places[unknown] = np.where(slots < 0, strangers, slots + model.items)
+        return places
+
+    # -- words --------------------------------------------------------------------------------------------------
+
+    def _named(self, model: Recommender, filled: Filled, trends: Moving | None
+               ) -> tuple[list[list[RecommendedItem]], list[list[LeftOut] | msgspec.UnsetType]]:  # fmt: skip
+        shelf, self._trends = self.shelf, trends
+        if self._texts_of[0] is not model or self._texts_of[1] != shelf.named or len(self._texts) > _TEXTS_MAX:
+            self._texts, self._texts_of = {}, (model, shelf.named)
+        rows = zip(*(array.tolist() for array in filled[:4]), strict=True)
+        items = [self._items(model, *row) for row in rows]
+        left_out: list[list[LeftOut] | msgspec.UnsetType] = [msgspec.UNSET] * len(items)
+        for i in np.flatnonzero(filled.left_out[:, 0] >= 0).tolist():
+            left = [place for place in filled.left_out[i].tolist() if place >= 0]
+            left_out[i] = [LeftOut(item_id=self._id(model, place), reason="capped") for place in left]
+        return items, left_out
+
+    def _items(self, model: Recommender, places: list[int], scores: list[float], reasons: list[int],
+               because: list[int]) -> list[RecommendedItem]:  # fmt: skip
+        items, known = [], self._texts
+        for place, score, code, why in zip(places, scores, reasons, because, strict=True):
+            if place < 0:
+                break
+            key = (code, why if why >= 0 else self._stands_on(model, code, place))
+            text = known.get(key)
+            if text is None:
+                text = known[key] = self._reason(model, *key)
+            title = self._title(model, place)
+            items.append(RecommendedItem(self._id(model, place), round(score, 6), *text, title))
+        return items
+
+    def _stands_on(self, model: Recommender, code: int, place: int) -> int:
+        """What a reason stands on besides an item of the session: a category's code, or nothing."""
+        if code in (POPULAR, OFFERED, FRESH, VIEWED_AFTER):
+            return -1
+        return self.shelf.category_code(self._slot(model, place))
+
+    def _reason(self, model: Recommender, code: int, on: int) -> tuple[RecommendationReason, str | None, str]:
+        name = REASONS[code]
+        if code in (VIEWED_AFTER, IN_SESSION) and on >= 0:
+            id_ = model.item_id(on)
+            shown = self.shelf.title(id_) or id_
+            return name, id_, f"often viewed after {shown}" if code == VIEWED_AFTER else "viewed in this session"
+        if on >= 0 and code not in (VIEWED_AFTER, IN_SESSION):
+            category = self.shelf.categories[on]
+            return name, category, _IN_WORDS[code] + category
+        return name, None, _PLAIN_WORDS[code]
+
+    def _slot(self, model: Recommender, place: int) -> int:
+        if place >= model.items:
+            return place - model.items if place - model.items < self.shelf.capacity else -1
+        return int(self.shelf.view(model).slots[place])
+
+    def _id(self, model: Recommender, place: int) -> str:
+        if place < model.items:
+            return model.item_id(place)
+        if self._trends is not None and place >= model.items + self.shelf.capacity:
+            return self._trends.item_id(model, place - self.shelf.capacity)
+        return self.shelf.ids[place - model.items]
+
+    def _title(self, model: Recommender, place: int) -> str | msgspec.UnsetType:
+        return self.shelf.title(self._id(model, place)) or msgspec.UNSET
+
+
+_IN_WORDS = {POPULAR_IN: "popular in ", NEW_IN: "new in ", BOOSTED: "boosted: ", DEMOTED: "demoted: "}
+_PLAIN_WORDS = {VIEWED_AFTER: "often viewed with it", IN_SESSION: "viewed in this session", POPULAR: "popular now",
+                OFFERED: "in the catalogue", FRESH: "newly available"}  # fmt: skip

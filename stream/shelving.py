@@ -1,0 +1,62 @@
+"""What a worker that recommends needs besides models: the shelf, who keeps it, and who makes lists by it.
+
+In: settings. Out: a :class:`~features.listing.Lister` for the lane, and what has to run beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from features.listing import Lister
+from features.shelf import Shelf
+from stream.connections import patiently
+from stream.items import ItemReader
+from stream.lever_file import LeverFile
+from stream.metrics import Metrics
+from stream.models import ModelHolder, Served
+from stream.settings import Settings
+
+log = logging.getLogger("headrace.items")
+
+
+class Shelving:
+    """The shelf of one worker."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        worker = settings.worker
+        shelf = Shelf(hide_unlisted=worker.unlisted_items == "hide")
+        self.lister = Lister(shelf, worker.viewed_item)
+        self._reader = ItemReader(settings, shelf, metrics)
+        self._levers = LeverFile(worker.levers, shelf, metrics) if worker.levers else None
+        self._poll_s = worker.model_poll_s
+
+    async def start(self, models: ModelHolder) -> None:
+        """Read levers and items; from then on the shelf is ready for each model before that is in use.
+
+        Raises
+        ------
+        SettingsError
+            If the levers are wrong.
+        """
+        if self._levers is not None:
+            self._levers.load()
+        await patiently(self._reader.load, log, back="Kafka can be reached now")
+        self._prepare(models.current)
+        models.prepare = self._prepare
+
+    def _prepare(self, served: Served) -> None:
+        if served.recommender is not None:
+            self.lister.shelf.prepare(served.recommender)
+
+    def watches(self) -> list[Coroutine[Any, Any, None]]:
+        """What runs as long as the worker."""
+        watches: list[Coroutine[Any, Any, None]] = [self._reader.follow()]
+        if self._levers is not None:
+            watches.append(self._levers.watch(self._poll_s))
+        return watches
+
+    async def stop(self) -> None:
+        """Disconnect."""
+        await self._reader.stop()

@@ -1,0 +1,90 @@
+"""Business levers: what a file may say, and when a worker takes it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from features.errors import SettingsError
+from features.levers import DAY_MS, Levers, parse_levers
+from features.shelf import Shelf
+from stream.lever_file import LeverFile
+from stream.metrics import Metrics
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "levers.example.toml"
+
+
+def test_the_example_says_everything_that_levers_can_say() -> None:
+    assert parse_levers(EXAMPLE.read_bytes(), "x") == Levers(
+        items=frozenset({"item-13"}), categories=frozenset({"recalled"}), factors={"toys": 1.5},
+        category_caps={"gift-cards": 2}, per_category=12, per_seller=6,
+        fresh_ms=7 * DAY_MS, fresh_factor=1.2, new_max=1,
+    )  # fmt: skip
+
+
+def test_an_empty_file_leaves_lists_as_they_are() -> None:
+    levers = parse_levers(b"", "x")
+    assert levers == Levers() and levers.idle
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[exclude", "not TOML"),
+        ("[[boost]]\ncategory = 'a'\nfactor = 0\n", "> 0"),
+        ("[[boost]]\ncategory = 'a'\nfactor = 'x'\n", "Expected `float`"),
+        ("[[cap]]\nat_most = 1\n", "either category or seller"),
+        ("[[cap]]\nat_most = 1\ncategory = 'a'\nseller = 'b'\n", "either category or seller"),
+        ("[[cap]]\nat_most = 1\nseller = 'b'\n[[cap]]\nat_most = 2\nseller = 'b'\n", "'b' stands twice"),
+        ("[[boost]]\ncategory='a'\nfactor=2\n[[boost]]\ncategory='a'\nfactor=3\n", "'a' stands twice"),
+        ("[limits]\nper_brand = 1\n", "per_brand"),
+        ("[boosts]\n", "boosts"),
+        ("[freshness]\ndays = 7\n", "factor"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_with_the_name_of_the_lever(text: str, expected: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_levers(text.encode(), "levers.toml")
+    assert expected in str(caught.value) and "levers.toml" in str(caught.value)
+
+
+def test_all_problems_are_told_together() -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_levers(b"[limits]\nper_seller = 0\n[freshness]\ndays = 1\nfactor = -1\n", "x")
+    assert "per_seller" in str(caught.value) and "factor" in str(caught.value)
+
+
+def test_a_change_is_taken_and_a_wrong_one_leaves_the_levers_as_they_were(tmp_path: Path) -> None:
+    file, shelf, metrics = tmp_path / "levers.toml", Shelf(), Metrics()
+    file.write_text("[limits]\nper_seller = 3\n", encoding="utf-8")
+
+    async def until(per_seller: int, refused: int) -> None:
+        async with asyncio.timeout(10):
+            while (shelf.levers.per_seller, _refused(metrics)) != (per_seller, refused):
+                await asyncio.sleep(0.005)
+
+    async def run() -> None:
+        levers = LeverFile(file, shelf, metrics)
+        levers.load()
+        task = asyncio.create_task(levers.watch(0.005))
+        await until(3, 0)
+        file.write_text("[limits]\nper_seller = 4\n", encoding="utf-8")
+        await until(4, 0)
+        file.write_text("[limits]\nper_seller = 0\n", encoding="utf-8")
+        await until(4, 1)
+        file.write_text("[limits]\nper_seller = 5\n", encoding="utf-8")
+        await until(5, 1)
+        task.cancel()
+
+    asyncio.run(run())
+
+
+def _refused(metrics: Metrics) -> int:
+    return int(metrics.registry.get_sample_value("headrace_lever_refusals_total") or 0)
+
+
+def test_a_file_that_is_not_there_is_refused_by_the_setting(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"worker\.levers = .*cannot be read"):
+        LeverFile(tmp_path / "none.toml", Shelf(), Metrics()).load()
