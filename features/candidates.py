@@ -279,6 +279,17 @@ def ordered(found: Ints, bounds: Longs, raw: Doubles, items: Ints, scores: Float
 
 
 @njit(cache=True, nogil=True)
+def fill_up(limit: int, excluded: Ints, popular: Ints, weights: Floats, popularity: Floats, items: Ints,
+            scores: Floats, sizes: Ints) -> None:  # fmt: skip
+    """Fill lists up to ``limit`` places with what is popular, as :func:`answers` does."""
+    for i in range(len(items)):
+        if sizes[i] < limit:
+            _fill(items[i, :limit], scores[i, :limit], sizes[i], popular, weights, popularity, excluded[i])
+            while sizes[i] < limit and items[i, sizes[i]] >= 0:
+                sizes[i] += 1
+
+
+@njit(cache=True, nogil=True)
 def answers(found: Ints, bounds: Longs, raw: Doubles, excluded: Ints, popular: Ints, weights: Floats,
             popularity: Floats, items: Ints, scores: Floats) -> None:  # fmt: skip
     """Order each query's candidates by the ranker's ``raw`` and write the best as shares that add up to at most 1.

@@ -53,14 +53,14 @@ class Rules(NamedTuple):
 
 class Found(NamedTuple):
     """Candidates: ``items`` int32[m, c] best first and ``scores`` float32[m, c], ``sizes`` int32[m] of them, and why
-    they are there, ``reason`` int32[m]. ``popular`` int32[p] and ``weights`` float32[p] (descending from at most 1) are
-    places to fill up with before the model's items in their order.
+    they are there, ``reasons`` int32[m, c]. ``popular`` int32[p] and ``weights`` float32[p] (descending from at most 1)
+    are places to fill up with before the model's items in their order.
     """
 
     items: Ints
     scores: Floats
     sizes: Ints
-    reason: Ints
+    reasons: Ints
     popular: Ints
     weights: Floats
 
@@ -229,11 +229,13 @@ def _from_candidates(i: int, found: Found, places: Ints, scores: Doubles, reason
         for t in range(found.sizes[i]):
             if size == limit:
                 break
-            size = _offer(i, found.items[i, t], found.scores[i, t], found.reason[i], size, asked, rules, view, filled)
+            size = _offer(
+                i, found.items[i, t], found.scores[i, t], found.reasons[i, t], size, asked, rules, view, filled
+            )
         return size
     count = int(found.sizes[i])
     for t in range(count):
-        places[t], scores[t], reasons[t] = found.items[i, t], found.scores[i, t], found.reason[i]
+        places[t], scores[t], reasons[t] = found.items[i, t], found.scores[i, t], found.reasons[i, t]
     count = _add_new(i, count, places, scores, reasons, asked, rules, view)
     for t in range(count):
         scores[t], reasons[t] = _weigh(places[t], scores[t], reasons[t], asked.times[i], rules, view)

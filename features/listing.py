@@ -12,6 +12,7 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
+from features.candidates import fill_up
 from features.last_filter import (
     BOOSTED,
     DEMOTED,
@@ -94,9 +95,18 @@ class Lister:
         """The list after each click; ``trends`` move the candidates and ``how.popular`` are its places."""
         hide, shelf = self._hides_viewed(model), self.shelf
         items, scores, sizes = model.rank_many(clicked.hashes, clicked.counts, hide, how)
-        reason = np.where(sizes > 0, VIEWED_AFTER, POPULAR).astype(np.int32)
+        reasons = np.full(items.shape, VIEWED_AFTER, np.int32)
         if trends is not None:
+            # What is popular has to be there already, so that a trend has to be stronger than that.
+            limit = min(k, items.shape[1])
+            before, short = items.copy(), np.flatnonzero(sizes < limit)
+            excluded = model.numbers_of(clicked.viewed) if hide else np.full(len(sizes), -1, np.int32)
+            fill_up(limit, excluded, how.popular, how.weights, model.popularity, items, scores, sizes)
             trends.blend(model, clicked.viewed, items, scores, sizes)
+            if len(short):
+                sizes[short] = np.minimum(sizes[short], limit)
+                known = (items[short, :, None] == before[short, None, :]).any(2)
+                reasons[short] = np.where(known, VIEWED_AFTER, POPULAR)
         with shelf.lock:
             self._strangers = {}
             if trends is not None:
@@ -104,7 +114,7 @@ class Lister:
                 items, popular = self._placed(model, trends, items), self._placed(model, trends, how.popular)
             else:
                 popular = how.popular
-            found = Found(items, scores, sizes, reason, popular, how.weights)
+            found = Found(items, scores, sizes, reasons, popular, how.weights)
             filled = self._filled(model, clicked, found, hide, k)
             if shelf.stale and (filled.places[:, 0] < 0).any():
                 shelf.refresh_now()
@@ -222,4 +232,5 @@ class Lister:
 
 _IN_WORDS = {POPULAR_IN: "popular in ", NEW_IN: "new in ", BOOSTED: "boosted: ", DEMOTED: "demoted: "}
 _PLAIN_WORDS = {VIEWED_AFTER: "often viewed with it", IN_SESSION: "viewed in this session", POPULAR: "popular now",
-                OFFERED: "in the catalogue", FRESH: "newly available"}  # fmt: skip
+                OFFERED: "in the catalogue", POPULAR_IN: "popular in its category", NEW_IN: "new",
+                BOOSTED: "boosted", DEMOTED: "demoted", FRESH: "newly available"}  # fmt: skip
