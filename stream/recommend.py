@@ -265,6 +265,8 @@ class RecommendLane:
 
     def compute(self, work: list[_Part], models: Any, cycle: int, tally: Tally) -> list[Produced]:
         """Fold each click into its session and answer it; the click itself counts in its answer."""
+        if not work:
+            return []
         start, total = perf_counter(), sum(len(part.records) for part in work)
         rung = self._ladder.choose([record.timestamp for part in work for record in part.records])
         hashes, counts = np.zeros((total, SESSION_ITEMS), np.uint64), np.zeros(total, np.int64)

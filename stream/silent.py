@@ -53,10 +53,6 @@ class NoLists(Lister):
         """Empty ones."""
         return Lists([[] for _ in clicked.counts], [UNSET for _ in clicked.counts])
 
-    def item_id(self, number: int) -> str:
-        """No item has a number."""
-        raise KeyError(number)
-
 
 class Silent:
     """The place of the publisher and of the tails: nothing is sent; ``positions`` are where the answers begin."""
