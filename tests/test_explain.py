@@ -25,7 +25,7 @@ def run(deployment: Deployment, *words: str) -> subprocess.CompletedProcess[str]
                           capture_output=True, text=True, check=False)  # fmt: skip
 
 
-@pytest.mark.parametrize("partitions", [1])
+@pytest.mark.parametrize("partitions", [1, 2])
 def test_any_decision_is_replayed_from_the_archive_and_compared(
     broker: RunningBroker, redis_server: RedisServer, world: World, tmp_path: Path, partitions: int
 ) -> None:
