@@ -28,6 +28,7 @@ Degraded = Literal["fewer", "neighbours", "popular"]  # rungs below the full ans
 RecommendationReason = Literal[
     "viewed_after", "in_session", "popular", "popular_in", "new_in", "boosted", "demoted", "fresh", "offered"
 ]
+Variant = Literal["A", "B"]
 
 DeadLetterReason = Literal[
     "malformed_json",
@@ -184,6 +185,8 @@ class Recommendation(msgspec.Struct, kw_only=True):
     items: list[RecommendedItem]
     model_version: str
     long_session: bool = False
+    experiment: str | msgspec.UnsetType = msgspec.UNSET
+    variant: Variant | msgspec.UnsetType = msgspec.UNSET
     degraded: Degraded | None = None
     left_out: list[LeftOut] | msgspec.UnsetType = msgspec.UNSET
 

@@ -138,6 +138,7 @@ class Tally:
     degraded: dict[str, int] = field(default_factory=dict)
     rule_hits: dict[tuple[str, bool], int] = field(default_factory=dict)
     rule_labels: dict[tuple[tuple[str, bool], bool], int] = field(default_factory=dict)
+    ab: dict[str, int] = field(default_factory=dict)
     timestamps: dict[str, list[NDArray[np.int64]]] = field(default_factory=dict)
     budgets: dict[int, tuple[float, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)

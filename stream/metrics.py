@@ -116,6 +116,8 @@ class Metrics:
                                       ["partition"], registry=r)  # fmt: skip
         self.budget_cases = Gauge("headrace_cases_today", "Cards alerted on the newest day, of the alert budget.",
                                   ["partition"], registry=r)  # fmt: skip
+        self.ab = Counter("headrace_ab_total", "What became of the lists of each variant; `headrace ab` is exact.",
+                          ["variant", "what"], registry=r)  # fmt: skip
         self.in_flight = Gauge("headrace_cycles_in_flight", "Cycles scored and not yet applied.", registry=r)
         self.ready = Gauge("headrace_ready", "1 once partitions are assigned and models are loaded.", registry=r)
 
@@ -155,6 +157,8 @@ class Metrics:
         for partition, (threshold, cases) in tally.budgets.items():
             self.budget_threshold.labels(str(partition)).set(threshold)
             self.budget_cases.labels(str(partition)).set(cases)
+        for name, count in tally.ab.items():
+            self.ab.labels(*name.split(" ", 1)).inc(count)
         for stage, seconds in tally.seconds.items():
             self.stage.labels(stage).observe(seconds)
         for kind, timestamps in tally.timestamps.items():

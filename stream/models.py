@@ -32,6 +32,7 @@ class Served:
     version: str
     fraud: FraudModel | None
     recommender: Recommender | None
+    b: Served | None = None  # of a second variant, see stream/variants.py
 
     def warm(self) -> None:
         """Run everything once, so that no event waits for a compiler."""

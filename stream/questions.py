@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from stream.options import Artifacts, AsJson, Config, Redis, SchemaFiles, schema_of, settings_of
+from stream.options import Artifacts, AsJson, Config, Kafka, Redis, SchemaFiles, schema_of, settings_of
 
 questions = typer.Typer(add_completion=False)
 
@@ -39,6 +39,12 @@ def recommend(
     given = {"session": session, "user": user, "items": items}
     lookup = import_module("stream.lookup")
     lookup.run_recommend(settings, schema_of(settings), given, k=k, titles=titles, as_json=as_json)
+
+
+@questions.command()
+def ab(config: Config = None, kafka: Kafka = None, as_json: AsJson = False) -> None:
+    """Compare the two variants of an experiment, and say whether one is better yet."""
+    import_module("stream.ab").run(settings_of(config, kafka__bootstrap=kafka), as_json=as_json)
 
 
 @questions.command()

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import merge
 from itertools import islice, takewhile
 from time import perf_counter
@@ -27,7 +28,7 @@ from features.decode import Bad, ClickBatch, ClickDecoder, Limits
 from features.hashing import hash_strings
 from features.listing import Clicked, Lister, Lists
 from features.messages import CLICK_ACTIONS, Degraded, Recommendation
-from features.rungs import Asking
+from features.rungs import Asking, Rung
 from features.shelf import Shelf
 from features.texts import Texts
 from features.watermark import UNMARKED, Watermark, advance
@@ -36,7 +37,6 @@ from stream.lane import (
     Answers,
     Held,
     LetterId,
-    Message,
     Produced,
     Record,
     Records,
@@ -60,10 +60,12 @@ from stream.sessions import (
     encode_session,
     encode_user,
     fold,
+    start_from_earlier,
 )
 from stream.settings import Settings
 from stream.suspects import Suspects
 from stream.trending import Trends
+from stream.variants import Experiment
 
 _BUY = CLICK_ACTIONS.index("buy")
 _SESSION, _USER = b"session:", b"user:"  # of fields in Redis
@@ -127,6 +129,7 @@ class RecommendLane:
         self._ladder = Ladder(worker)
         self.suspects = Suspects()
         self._trends = Trends(worker.online_half_life_s) if worker.online_learning else None
+        self._experiment = Experiment(settings) if settings.ab.share else None
         self._beside = ThreadPoolExecutor(1, "headrace-beside-clicks")
 
     def resume(self, partition: int, offsets: Mapping[str, int], watermark: Watermark = UNMARKED,
@@ -275,22 +278,25 @@ class RecommendLane:
             for part in work:
                 row = self._fold(part, cycle, hashes, counts, row)
         with tally.stage("model"):
-            self._start_from_earlier(work, models.recommender, hashes, counts)
-            asking = Asking(rung, self._beside)
-            if self._trends is not None:
-                asking = Asking(rung, self._beside, *self._trends.popular(models.recommender))
             batches = [part.batch for part in work]
             clicked = Clicked(
                 hashes, counts, np.concatenate([batch.time for batch in batches]),
                 np.concatenate([hash_strings(batch.item_id) for batch in batches]),
                 [own for part in work for own in part.bought],
             )  # fmt: skip
-            k = self._worker.recommendations_k
-            found = self.lister.lists(models.recommender, clicked, k, asking, self._trends)
+            lists = partial(self._lists, rung=rung)
+            earlier = {row: items for part in work for row, items in part.earlier.items()}
+            if self._experiment is None:
+                start_from_earlier(earlier, models.recommender, hashes, counts)
+                found = lists(models.recommender, clicked, self._trends)
+            else:
+                found = self._experiment.lists(work, models, clicked, earlier, lists, self._trends)
         with tally.stage("encode"):
             produced = self._produced(work, models, found, tally, rung.label)
         if self._trends is not None:
             self._trends.learn_all(work, hashes, counts, self.suspects)
+        if self._experiment is not None:
+            self._experiment.learn(work, hashes, counts, self.suspects)
         self._ladder.learn(rung, total, perf_counter() - start)
         if rung.label is not None:
             tally.add(tally.degraded, rung.label, total)
@@ -308,7 +314,7 @@ class RecommendLane:
             session = sessions[id_] = sessions.pop(id_)
             session.cycle, now = cycle, max(time, mark)
             if session.is_over(now - self._session_ms):
-                session.clicks, session.count, session.bought = [], 0, []
+                session.clicks, session.count, session.bought, session.shown = [], 0, [], None
             user = None
             if user_id is not None:
                 user = users[user_id] = users.pop(user_id)
@@ -327,21 +333,10 @@ class RecommendLane:
             row += 1
         return row
 
-    @staticmethod
-    def _start_from_earlier(work: list[_Part], model: Any, hashes: NDArray[np.uint64], counts: NDArray[np.int64]
-                            ) -> None:  # fmt: skip
-        """Put the user's last items in the place of a session's of which the model knows none.
-
-        Where it knows one, what the user looked at before makes the list worse (docs/quality-recommend.md).
-        """
-        earlier = {row: items for part in work for row, items in part.earlier.items()}
-        if earlier:
-            rows = list(earlier)
-            known = model.numbers_of(hashes[rows]) >= 0
-            known &= np.arange(hashes.shape[1]) < counts[rows, None]
-            for row in np.array(rows)[~known.any(axis=1)].tolist():
-                counts[row] = len(earlier[row])
-                hashes[row, : counts[row]] = earlier[row]
+    def _lists(self, model: Any, clicked: Clicked, trends: Trends | None, rung: Rung) -> Lists:
+        """The list of one model after each click."""
+        asking = Asking(rung, self._beside, *(() if trends is None else trends.popular(model)))
+        return self.lister.lists(model, clicked, self._worker.recommendations_k, asking, trends)
 
     def _produced(self, work: list[_Part], models: Any, found: Lists, tally: Tally, degraded: Degraded | None
                   ) -> list[Produced]:  # fmt: skip
@@ -350,7 +345,11 @@ class RecommendLane:
             state, batch, lists = self._partitions[part.partition], part.batch, dict[str, bytes]()
             for i, record in enumerate(part.records):
                 source = source_id((self.topics[0], part.partition), record.offset)
-                message = self._answer(source, part, i, models, found, row, degraded)
+                answer = self._answer(source, part, i, models, found, row, degraded)
+                if self._experiment is not None:
+                    self._experiment.mark(answer, models, row, state.sessions[batch.session_id[i]], tally)
+                key = batch.user_id[i] or batch.session_id[i]
+                message = key.encode(), msgspec.json.encode(answer)
                 part.answers.add(self._topic_names.recommendations, source, message)
                 if self._worker.list_ttl_s:
                     value = state.emitted.get(source, message[1])
@@ -371,9 +370,9 @@ class RecommendLane:
 
     @staticmethod
     def _answer(source: str, part: _Part, i: int, models: Any, lists: Lists, row: int, degraded: Degraded | None
-                ) -> Message:  # fmt: skip
+                ) -> Recommendation:  # fmt: skip
         batch = part.batch
-        message = Recommendation(
+        return Recommendation(
             recommendation_id=source,
             event_id=batch.event_id[i],
             session_id=batch.session_id[i],
@@ -386,5 +385,3 @@ class RecommendLane:
             degraded=degraded,
             left_out=lists.left_out[row],
         )  # fmt: skip
-        key = batch.user_id[i] or batch.session_id[i]
-        return key.encode(), msgspec.json.encode(message)

@@ -18,9 +18,13 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from sys import byteorder
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from features.errors import StateMismatch
 
@@ -48,6 +52,11 @@ class Session:
     count: int = 0
     cycle: int = -1
     bought: list[int] = field(default_factory=list)
+    # Of an experiment, in memory only (stream/variants.py): hashes of what was shown, how many are of the newest list,
+    # and whether any was clicked.
+    shown: array[int] | None = None
+    newest: int = 0
+    found: bool = False
 
     def is_over(self, earliest_ms: int) -> bool:
         """Whether it reads as empty: no click since ``earliest_ms``."""
@@ -77,6 +86,22 @@ def fold(session: Session, user: User | None, click: tuple[int, int, int], *, bo
     if bought:
         owner, most = (session, SESSION_BOUGHT_MAX) if user is None else (user, BOUGHT_MAX)
         owner.bought = [*[item for item in owner.bought if item != click[1]][1 - most :], click[1]]
+
+
+def start_from_earlier(earlier: Mapping[int, Sequence[int]], model: Any, hashes: NDArray[np.uint64],
+                       counts: NDArray[np.int64]) -> None:  # fmt: skip
+    """Put a user's last items (by row) in the place of a session's of which the model knows none.
+
+    Where it knows one, what the user looked at before makes the list worse: in the simulated world it costs the first
+    click's list 0.9 points of HR@20 and 1.9 of MRR@20.
+    """
+    if earlier:
+        rows = list(earlier)
+        known = model.numbers_of(hashes[rows]) >= 0
+        known &= np.arange(hashes.shape[1]) < counts[rows, None]
+        for row in np.array(rows)[~known.any(axis=1)].tolist():
+            counts[row] = len(earlier[row])
+            hashes[row, : counts[row]] = earlier[row]
 
 
 def _hashes(items: Sequence[int]) -> bytes:

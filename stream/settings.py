@@ -22,6 +22,7 @@ from msgspec import Meta
 from features.errors import SettingsError
 from features.messages import Action
 from stream import policy_settings
+from stream.ab_settings import AbSettings
 from stream.settings_reader import Check, Reader, Secret
 
 FLAGS = {
@@ -275,6 +276,7 @@ class Settings:
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     fraud_model: FraudModelSettings = field(default_factory=FraudModelSettings)
     archive: ArchiveSettings = field(default_factory=ArchiveSettings)
+    ab: AbSettings = field(default_factory=AbSettings)
     schema: tuple[Path, ...] = ()
     artifacts: Path = Path(".headrace/artifacts")
 
@@ -346,6 +348,7 @@ def _build(values: Mapping[str, Any], base: Path) -> Settings:
         trainer=TrainerSettings(**tree.get("trainer", {})),
         fraud_model=FraudModelSettings(**tree.get("fraud_model", {})),
         archive=ArchiveSettings(**tree.get("archive", {})),
+        ab=AbSettings(**tree.get("ab", {})),
         **({"artifacts": base / Settings().artifacts} | top),
     )
 

@@ -17,6 +17,7 @@ from stream.lever_file import LeverFile
 from stream.metrics import Metrics
 from stream.models import ModelHolder, Served
 from stream.settings import Settings
+from stream.variants import VariantModels
 
 log = logging.getLogger("headrace.items")
 
@@ -32,7 +33,7 @@ class Shelving:
         self._levers = LeverFile(worker.levers, shelf, metrics) if worker.levers else None
         self._poll_s = worker.model_poll_s
 
-    async def start(self, models: ModelHolder) -> None:
+    async def start(self, models: ModelHolder | VariantModels) -> None:
         """Read levers and items; from then on the shelf is ready for each model before that is in use.
 
         Raises

@@ -56,6 +56,7 @@ from stream.store import StateStore
 from stream.sweep import Sweeper
 from stream.tails import TailReader
 from stream.topics import require_all_topics
+from stream.variants import VariantModels
 from stream.vectors import VectorLog
 
 log = logging.getLogger("headrace.worker")
@@ -73,7 +74,7 @@ class Parts:
     redis: RedisClient
     publisher: Publisher
     tails: TailReader
-    models: ModelHolder
+    models: ModelHolder | VariantModels
     rules: RulesHolder | None
     keeper: ListKeeper | None
     lists: ListWriter | None
@@ -160,8 +161,11 @@ class _Worker(faust.Worker):
 async def _connect(settings: Settings, metrics: Metrics, schema: Schema) -> Parts:
     catalogue, file = build_catalogue(schema.transactions), settings.worker.rules
     rules = None if file is None else RulesHolder(file, catalogue, metrics)
+    models: ModelHolder | VariantModels
     models = ModelHolder(settings.artifacts, schema.hash, catalogue.names, metrics, meanwhile=warm,
                          required=settings.worker.without_model == "wait")  # fmt: skip
+    if settings.ab.share and models.current.recommender is not None:
+        models = VariantModels(models, settings, schema.hash, catalogue.names)
     redis = redis_client(settings.redis)
     await patiently(lambda: check_redis(redis, settings.redis), log, back="Redis can be reached now")
     await patiently(lambda: require_all_topics(settings), log, back=_KAFKA_BACK)
