@@ -18,7 +18,7 @@ from features.recommender import Recommender
 from features.sources import CLICKS
 from trainer.clicks import Clicks, Longs, grouped, queries
 from trainer.ranker import RankerSettings, fit_ranker
-from trainer.sources import SourceSettings, fit_sources
+from trainer.sources import SourceSettings, fit_sources, repeat_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,8 @@ def fit_recommender(table: pa.Table, settings: RecommenderSettings | None = None
     times = table["event_time"]
     clicks, long_sessions = without_bots(grouped(table), settings.session_clicks_max)
     ranked = fit_ranker(clicks, settings.sources, settings.ranker, progress or _silent)
-    metrics: dict[str, float | None] = {"hr": None, "mrr": None, "queries": 0.0}
+    metrics: dict[str, float | None] = {"hr": None, "mrr": None, "queries": 0.0,
+                                           "repeats": repeat_share(clicks)}  # fmt: skip
     if ranked.model is not None and ranked.unseen is not None and len(ranked.unseen):
         metrics.update(evaluate(replace(ranked.model, ranker=ranked.text), ranked.unseen, limit=settings.measured_max))
     model = Recommender.from_arrays(fit_sources(clicks, settings.sources), ranked.text)
