@@ -81,4 +81,4 @@ lock: ## writes both locks anew from pyproject.toml
 	env -u PIP_FIND_LINKS build/lock/bin/python -m pip install --quiet pip-tools==7.6.2
 	rm -f $(LOCKS)
 	$(COMPILE) --output-file requirements.lock pyproject.toml
-	$(COMPILE) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+	$(COMPILE) --extra dev --extra tune --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
