@@ -1,8 +1,9 @@
 """What is recommended, for people: ``headrace recommend`` and ``headrace similar``.
 
-In: Redis for the list that a session or user was answered with, the published models for what comes after some items
-or is similar to one. Out: a table, or JSON. Nothing is changed. Lists from the models are those of the models alone:
-what a worker leaves out or fills in since it knows more than they do is in the lists of sessions and users.
+In: Redis for the list that a session or user was answered with; the published models, the items topic and the levers
+for what comes after some items; the models for what is similar to one. Out: a table, or JSON. Nothing is changed. What
+comes after some items passes the last filter of a worker (:mod:`features.last_filter`) as of now; what live clicks have
+moved, or what somebody has bought, only a worker knows: it is in the lists of sessions and users.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import difflib
 import json
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,17 +23,28 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from features.errors import ArtifactMissing, HeadraceError, SettingsError, StateMissing
+from features.errors import (
+    ArtifactMissing,
+    HeadraceError,
+    ServiceUnavailable,
+    SettingsError,
+    StateMissing,
+    TopicError,
+)
 from features.hashing import hash_strings
+from features.listing import Clicked, Lister
 from features.messages import Recommendation
 from features.recommender import Recommender
 from features.schema import Schema
+from features.shelf import Shelf
 from features.similar import similar
 from features.sources import CLICKS
 from stream.connections import redis_client
 from stream.lists import list_key, pulled
+from stream.metrics import Metrics
 from stream.render import moment, printable
 from stream.settings import Settings
+from stream.shelving import Shelving
 from stream.watch import read_titles
 from trainer import artifacts
 
@@ -80,13 +94,34 @@ def published(settings: Settings, schema: Schema) -> tuple[str, Recommender]:
     return version, model
 
 
-def after_items(model: Recommender, items: list[str], k: int) -> list[dict[str, Any]]:
-    """The list after these items, oldest first: as it is served, before any filter."""
+def shelved(settings: Settings) -> tuple[Lister, bool]:
+    """Who makes lists as a worker does, with what the items topic says now, and whether that could be read.
+
+    Raises
+    ------
+    SettingsError
+        If the levers are wrong.
+    """
+    shelving = Shelving(settings, Metrics())
+    try:
+        asyncio.run(shelving.look())
+    except (ServiceUnavailable, TopicError) as error:
+        print(f"headrace: {error} What the items topic says is left out of account here.", file=sys.stderr)
+        shelf, read = Shelf(hide_unlisted=False), shelving.lister.shelf
+        with read.lock, shelf.lock:
+            shelf.pull(read.levers)
+        return Lister(shelf, settings.worker.viewed_item), False
+    return shelving.lister, True
+
+
+def after_items(model: Recommender, items: list[str], k: int, lister: Lister, now_ms: int) -> list[dict[str, Any]]:
+    """The list after these items, oldest first, as a worker without online learning makes it."""
     newest = items[-CLICKS:]
     hashes = np.zeros((1, CLICKS), np.uint64)
     hashes[0, : len(newest)] = hash_strings(newest)
-    found, scores = model.recommend_many(hashes, np.array([len(newest)], np.int64), k)
-    return _named(model, [(int(n), float(s)) for n, s in zip(found[0], scores[0], strict=True) if n >= 0])
+    times, counts = np.array([now_ms], np.int64), np.array([len(newest)], np.int64)
+    (found,) = lister.lists(model, Clicked(hashes, counts, times, hash_strings(newest[-1:])), k).items
+    return [msgspec.to_builtins(item) for item in found]
 
 
 def similar_items(model: Recommender, version: str, item: str, k: int) -> list[dict[str, Any]]:
@@ -110,14 +145,25 @@ def _named(model: Recommender, found: list[tuple[int, float]]) -> list[dict[str,
     return [{"item_id": model.item_id(number), "score": round(score, 6)} for number, score in found]
 
 
-def _show(head: str, items: list[dict[str, Any]], titles: Mapping[str, str]) -> None:
+def _titled(items: list[dict[str, Any]], titles: Mapping[str, str], shelf: Shelf | None = None) -> list[dict[str, Any]]:
+    """Items with the title of the file, else the one that they have, else that of the shelf."""
+    for item in items:
+        id_ = item["item_id"]
+        title = titles.get(id_) or item.get("title") or (shelf.title(id_) if shelf is not None else None)
+        if title:
+            item["title"] = title
+    return items
+
+
+def _show(head: str, items: list[dict[str, Any]]) -> None:
     """A table of items, best first; ids and titles come from outside and are escaped."""
     console = Console(highlight=False)
     console.print(Text(head))
-    table = Table("", "item", *(["title"] if titles else []), "score", box=None)
+    names = [name for name in ("title", "text") if any(item.get(name) for item in items)]
+    table = Table("", "item", *("why" if name == "text" else name for name in names), "score", box=None)
     for place, item in enumerate(items, 1):
-        title = [printable(titles.get(item["item_id"], ""))] if titles else []
-        table.add_row(str(place), printable(item["item_id"]), *title, f"{item['score']:.3f}")
+        told = [Text(printable(item.get(name) or "")) for name in names]
+        table.add_row(str(place), Text(printable(item["item_id"])), *told, f"{item['score']:.3f}")
     console.print(table)
 
 
@@ -146,16 +192,22 @@ def run_recommend(settings: Settings, schema: Schema, given: Mapping[str, str | 
             f"{name} {printable(value)} after {printable(clicked)}, {moment(given_list.event_time)}, "
             f"model {printable(given_list.model_version)}"
         )
-        _show(head, [{"item_id": item.item_id, "score": item.score} for item in given_list.items[:k]], named)
+        _show(head, _titled([msgspec.to_builtins(item) for item in given_list.items[:k]], named))
         return
     items = [item for item in value.split(",") if item]
+    if not items:
+        raise SettingsError([f"--items = {value!r}: expected ids with commas between them"])
     version, model = published(settings, schema)
-    found = after_items(model, items, k or settings.worker.recommendations_k)
+    lister, filtered = shelved(settings)
+    found = after_items(model, items, k or settings.worker.recommendations_k, lister, int(time.time() * 1000))
+    found = _titled(found, named)
     unknown = [item for item, number in zip(items, model.numbers(items).tolist(), strict=True) if number < 0]
     if as_json:
-        print(json.dumps({"after": items, "unknown": unknown, "items": found, "model_version": version}))
+        print(json.dumps({"after": items, "unknown": unknown, "items": found, "model_version": version,
+                          "filtered": filtered}))  # fmt: skip
         return
-    _show(f"after {', '.join(printable(named.get(item, item)) for item in items)}, model {version}", found, named)
+    shown = [printable(named.get(item) or lister.shelf.title(item) or item) for item in items]
+    _show(f"after {', '.join(shown)}, model {version}", found)
     if unknown:
         print(f"the model does not know {', '.join(map(printable, unknown))}; the list is from the others")
 
@@ -172,7 +224,9 @@ def run_similar(settings: Settings, schema: Schema, item: str, *, k: int | None,
     named = read_titles(titles)
     version, model = published(settings, schema)
     found = similar_items(model, version, item, k or settings.worker.recommendations_k)
+    shelf = shelved(settings)[0].shelf
+    found = _titled(found, named, shelf)
     if as_json:
         print(json.dumps({"item_id": item, "items": found, "model_version": version}))
         return
-    _show(f"similar to {printable(named.get(item, item))}, model {version}", found, named)
+    _show(f"similar to {printable(named.get(item) or shelf.title(item) or item)}, model {version}", found)

@@ -17,6 +17,7 @@ from stream.lever_file import LeverFile
 from stream.metrics import Metrics
 from stream.models import ModelHolder, Served
 from stream.settings import Settings
+from stream.topics import check_topics, require_topics
 from stream.variants import VariantModels
 
 log = logging.getLogger("headrace.items")
@@ -26,7 +27,7 @@ class Shelving:
     """The shelf of one worker."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        worker = settings.worker
+        worker, self._settings = settings.worker, settings
         shelf = Shelf(hide_unlisted=worker.unlisted_items == "hide")
         self.lister = Lister(shelf, worker.viewed_item)
         self._reader = ItemReader(settings, shelf, metrics)
@@ -46,6 +47,25 @@ class Shelving:
         await patiently(self._reader.load, log, back="Kafka can be reached now")
         self._prepare(models.current)
         models.prepare = self._prepare
+
+    async def look(self) -> None:
+        """Read levers and items once, for whoever only looks; nothing is waited for.
+
+        Raises
+        ------
+        SettingsError
+            If the levers are wrong.
+        ServiceUnavailable, TopicError
+            If the items cannot be read; the levers hold then.
+        """
+        if self._levers is not None:
+            self._levers.load()
+        statuses = await check_topics(self._settings.kafka, self._settings.topics)
+        require_topics([status for status in statuses if status.name == self._settings.topics.items])
+        try:
+            await self._reader.load()
+        finally:
+            await self._reader.stop()
 
     def _prepare(self, served: Served) -> None:
         if served.recommender is not None:

@@ -107,6 +107,7 @@ def fit_history(
             threads=threads,
             rows_max=min(FitSettings().rows_max, trainer.rows_max),
             train_days=trainer.train_days,
+            pinned=() if settings.ab.model is None else (settings.ab.model,),
             fraud=fraud_settings(settings, threads=threads),
             blocked=history.blocked,
             recommender=RecommenderSettings(ranker=RankerSettings(queries_max=trainer.ranker_queries)),

@@ -55,7 +55,8 @@ class Trends:
     def __init__(self, half_life_s: float) -> None:
         self._half_ms = half_life_s * 1000
         self._counts = Counts.empty()
-        self._ids: dict[int, str] = {}  # of counted items, by slot
+        self._ids: dict[int, str] = {}  # of items that counted, by slot
+        self._named = np.zeros(len(self._counts.items), np.uint64)  # their hashes, by slot
         self._from_ms = self._now_ms = 0  # where weights are 1, and the newest time that counted
         self._counted: dict[int, int] = {}  # the next offset, by partition
         self._fresh = 0  # clicks since the lists below were made
@@ -67,15 +68,15 @@ class Trends:
     @property
     def nbytes(self) -> int:
         """Memory of the counts."""
-        return sum(array.nbytes for array in self._counts) + self._places.nbytes
+        return sum(array.nbytes for array in self._counts) + self._places.nbytes + self._named.nbytes
 
     def item_id(self, model: Recommender, place: int) -> str:
         """The id of a place: the model's number, or beyond them n + slot of an item that it does not know."""
         return model.item_id(place) if place < model.items else self._ids[place - model.items]
 
     def hashes_of(self, slots: Longs) -> Hashes:
-        """The hashes of the items in these slots."""
-        return self._counts.items[slots]
+        """The hashes of the items that :meth:`item_id` names for these slots, so that a filter judges what is shown."""
+        return self._named[slots]
 
     def learn(self, partition: int, offsets: Sequence[int], viewed: Sequence[str], before: Hashes,
               visitors: Sequence[str], times: Longs, marks: Longs, counts: NDArray[np.bool_]) -> None:  # fmt: skip
@@ -96,6 +97,8 @@ class Trends:
         count_clicks(hash_strings(list(viewed)), before, hash_strings(list(visitors)), weight, self._counts, slots)
         for i in np.flatnonzero(slots >= 0).tolist():
             self._ids[int(slots[i])] = viewed[i]
+        named = slots[slots >= 0]
+        self._named[named] = self._counts.items[named]
         self._fresh += int(wanted.sum())
 
     def learn_all(self, work: Sequence[ClickPart], hashes: Hashes, counts: Longs, suspects: Suspects) -> None:
@@ -157,6 +160,10 @@ class Trends:
         counts, n = self._counts, model.items
         used = np.flatnonzero(counts.items)
         numbers = model.numbers_of(counts.items[used])
+        # A step from an item counts it without its id: from state in Redis, the item is known by its hash alone.
+        told = (numbers >= 0) | (self._named[used] == counts.items[used])
+        self._places[used[~told]] = -1
+        used, numbers = used[told], numbers[told]
         self._places[used] = np.where(numbers >= 0, numbers, n + used)
         worth, places = self._worth, self._places[used]
         visitors, total = counts.weight[used] * worth, counts.total[0] * worth

@@ -231,6 +231,12 @@ def test_versions_rise_and_old_ones_go_but_never_the_current(root: Path, draft: 
     assert publish(root, draft, created_ms=9, keep=2) == "000005"
 
 
+def test_a_version_that_an_experiment_names_stays_however_old_it_is(root: Path, draft: Draft) -> None:
+    for n in range(4):
+        publish(root, draft, created_ms=n, keep=2, pinned=("000002",))
+    assert artifacts.versions(root) == ["000002", "000004", "000005"]
+
+
 def test_a_publisher_that_dies_leaves_the_old_version_in_place(
     root: Path, draft: Draft, monkeypatch: pytest.MonkeyPatch
 ) -> None:

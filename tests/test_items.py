@@ -27,7 +27,8 @@ def _settings(broker: RunningBroker | KafkaServer, partitions: int = 1) -> Setti
     return Settings(kafka=kafka, topics=TopicSettings(**named, item_partitions=partitions))
 
 
-async def _send(settings: Settings, *records: tuple[str, dict[str, Any] | bytes | None]) -> None:
+async def send_items(settings: Settings, *records: tuple[str, dict[str, Any] | bytes | None]) -> None:
+    """Write records of items, or what stands in their place, as the values of these keys."""
     producer = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap, enable_idempotence=False)
     await producer.start()
     try:
@@ -65,7 +66,7 @@ def _counted(metrics: Metrics, kind: str) -> float:
 
 def test_everything_that_the_topic_holds_is_known_when_the_load_ends(broker: RunningBroker) -> None:
     async def play(reader: ItemReader, shelf: Shelf, metrics: Metrics) -> None:
-        await _send(settings, *((f"i{n}", {"title": f"Thing {n}", "category": "toys"}) for n in range(700)),
+        await send_items(settings, *((f"i{n}", {"title": f"Thing {n}", "category": "toys"}) for n in range(700)),
                     ("i3", {"title": "Other"}), ("i4", None), ("i5", b"{"))  # fmt: skip
         await reader.load()
         assert shelf.listed == 699 and not shelf.open and not shelf.stale
@@ -88,9 +89,9 @@ def test_what_comes_later_is_followed(broker: RunningBroker) -> None:
     async def play(reader: ItemReader, shelf: Shelf, metrics: Metrics) -> None:
         await reader.load()
         following = asyncio.create_task(reader.follow())
-        await _send(settings, ("a", {"title": "A"}), ("b", {"title": "B"}))
+        await send_items(settings, ("a", {"title": "A"}), ("b", {"title": "B"}))
         await _until(lambda: shelf.listed == 2)
-        await _send(settings, ("a", None), ("b", {"title": "B2"}))
+        await send_items(settings, ("a", None), ("b", {"title": "B2"}))
         await _until(lambda: shelf.listed == 1 and shelf.title("b") == "B2")
         await _until(lambda: not shelf.stale)
         following.cancel()
@@ -101,7 +102,7 @@ def test_what_comes_later_is_followed(broker: RunningBroker) -> None:
 
 def test_a_second_load_forgets_what_the_topic_does_not_hold_any_more(broker: RunningBroker) -> None:
     async def play(reader: ItemReader, shelf: Shelf, metrics: Metrics) -> None:
-        await _send(settings, ("a", {}))
+        await send_items(settings, ("a", {}))
         await reader.load()
         with shelf.lock:
             shelf.apply([reader._decode(b"gone", b'{"item_id":"gone"}')])
@@ -130,7 +131,7 @@ def test_the_topic_is_compacted_and_another_clean_up_is_refused(kafka: KafkaServ
 @pytest.mark.parametrize("size", [0, 3])
 def test_kafka_itself_gives_back_what_was_sent(kafka: KafkaServer, size: int) -> None:
     async def play(reader: ItemReader, shelf: Shelf, metrics: Metrics) -> None:
-        await _send(settings, *((f"i{n}", {}) for n in range(size)))
+        await send_items(settings, *((f"i{n}", {}) for n in range(size)))
         await reader.load()
         assert shelf.listed == size
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +19,14 @@ from features.schema import load_schema
 from features.similar import similar
 from stream.cli import app
 from stream.connections import redis_client
-from stream.embedded import RedisServer
+from stream.embedded import RedisServer, free_port
 from stream.lists import ListWriter
 from stream.metrics import Metrics
-from stream.settings import RedisSettings
-from tests.servers import fresh_name
+from stream.settings import KafkaSettings, RedisSettings, Settings, TopicSettings
+from stream.topics import create_topics
+from tests.servers import RunningBroker, fresh_name
 from tests.sessions import answers, checkerboard, clicks, fitted
+from tests.test_items import send_items
 from tests.test_lists import message
 from trainer.artifacts import Draft, publish
 
@@ -38,6 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Recommender) 
     """A folder with a published recommender, and titles."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("HEADRACE_KAFKA_BOOTSTRAP", f"127.0.0.1:{free_port()}")  # nobody listens
     asked = np.zeros((1, 20), np.uint64), np.zeros(1, np.int64)
     publish(tmp_path / "models", Draft(load_schema().hash, recommender=model, sessions=asked), created_ms=1)
     ids = [model.item_id(n) for n in range(model.items)]
@@ -54,13 +58,14 @@ def test_what_comes_after_some_items_is_what_the_published_model_serves(folder: 
     shown = run(*asked, "--titles", "titles.parquet")
     assert shown.exit_code == 0, shown.output
     expected = answers(model, [["g0-0", "g1-1"]], 3)[0]
-    rows = [line.split() for line in shown.output.splitlines()[2:]]
+    rows = [line.split() for line in shown.stdout.splitlines()[2:]]
     assert [row[1] for row in rows] == expected and all(f"Title of {row[1]}" in " ".join(row) for row in rows)
     assert "after Title of g0-0, Title of g1-1, model 000001" in shown.output
-    told = json.loads(run(*asked, "--json").output)
+    assert "often viewed after" in shown.stdout and "What the items topic says is left out of account" in shown.stderr
+    told = json.loads(run(*asked, "--json").stdout)
     assert [item["item_id"] for item in told["items"]] == expected
     assert (told["after"], told["unknown"], told["model_version"]) == (["g0-0", "g1-1"], [], "000001")
-    assert len(json.loads(run(*asked[:-2], "--json").output)["items"]) == model.items - 1  # as many as are served, 20
+    assert len(json.loads(run(*asked[:-2], "--json").stdout)["items"]) == model.items - 1  # as many as are served, 20
 
 
 def test_items_that_the_model_does_not_know_are_named(folder: Path) -> None:
@@ -68,8 +73,30 @@ def test_items_that_the_model_does_not_know_are_named(folder: Path) -> None:
     assert shown.exit_code == 0 and "the model does not know new; the list is from the others" in shown.output
 
 
+def test_what_a_worker_would_not_show_is_not_shown_and_titles_come_from_the_items_topic(
+    folder: Path, broker: RunningBroker
+) -> None:
+    prefix = fresh_name("lookup")
+    names = [name for name in TopicSettings.__slots__ if isinstance(getattr(TopicSettings(), name), str)]
+    named: dict[str, Any] = {name: f"{prefix}-{name}" for name in names}
+    (folder / "levers.toml").write_text('[exclude]\nitems = ["g0-2"]\n')
+    lines = [f'{name} = "{topic}"' for name, topic in named.items()]
+    (folder / "headrace.toml").write_text("\n".join(["[worker]", 'levers = "levers.toml"', "[topics]", *lines]))
+    kafka = KafkaSettings(bootstrap=broker.bootstrap)
+    asyncio.run(create_topics(kafka, TopicSettings(**named)))
+    records = [(f"g0-{n}", {"title": f"Named {n}", "hidden": n == 1}) for n in range(5)]
+    asyncio.run(send_items(Settings(kafka=kafka, topics=TopicSettings(**named)), *records))
+    asked = ["--artifacts", "models", "--kafka", broker.bootstrap, "--json"]
+    told = json.loads(run("recommend", "--items", "g0-0", *asked).stdout)
+    assert told["filtered"] and sorted(item["item_id"] for item in told["items"]) == ["g0-3", "g0-4"]
+    assert all(item["title"] == f"Named {item['item_id'][-1]}" for item in told["items"])
+    assert {item["text"] for item in told["items"]} == {"often viewed after Named 0"}
+    alike = json.loads(run("similar", "g0-0", *asked).stdout)["items"]
+    assert sorted(item["title"] for item in alike) == [f"Named {n}" for n in range(1, 5)]
+
+
 def test_similar_items_are_those_of_the_same_sessions(folder: Path) -> None:
-    told = json.loads(run("similar", "g2-0", "--artifacts", "models", "--json").output)
+    told = json.loads(run("similar", "g2-0", "--artifacts", "models", "--json").stdout)
     assert sorted(item["item_id"] for item in told["items"]) == [f"g2-{n}" for n in range(1, 5)]
     shown = run("similar", "g2-0", "--artifacts", "models", "--k", "2", "--titles", "titles.parquet")
     assert "similar to Title of g2-0" in shown.output and shown.output.count("Title of") == 3

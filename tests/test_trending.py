@@ -13,6 +13,7 @@ import pytest
 
 from features.hashing import hash_strings
 from features.recommender import Recommender
+from features.trends import ITEMS
 from stream.lane import Tally
 from stream.recommend import RecommendLane
 from stream.settings import Settings
@@ -146,6 +147,30 @@ def test_clicks_of_a_card_that_was_blocked_or_confirmed_move_nothing(model: Reco
     assert all("new here" not in found for found in lists)
     played.send(rush("new here", NOON_MS), card="honest")
     assert all("new here" in found for found in played.send([("c", "g0-0", NOON_MS + 1000)]))
+
+
+def test_a_session_that_goes_on_in_another_worker_after_an_item_that_this_one_never_saw_is_answered() -> None:
+    """The state brings the item as a hash; its id is known to nobody here, so it is in no list."""
+    model = fitted(checkerboard(groups=2, size=2, sessions=20))
+    first, second = Played(model), Played(model)
+    first.send([("s", "unheard", NOON_MS)])
+    second.lane._partitions, second._offset = first.lane._partitions, first._offset
+    for _ in range(40):  # beyond the clicks after which the lists of what is wanted are made anew
+        (found,) = second.send([("s", "g0-0", NOON_MS + 1)])
+        assert set(found) <= {model.item_id(number) for number in range(model.items)} and found
+
+
+def test_a_filter_judges_the_item_that_is_named_also_where_its_place_in_the_table_went_to_another() -> None:
+    trends, n = Trends(HALF_LIFE_S), 3 * ITEMS
+    ids = [f"i{number}" for number in range(n)]
+    learned(trends, [(f"s{number}", item, NOON_MS) for number, item in enumerate(ids)])
+    before, later = hash_strings([f"only a hash {number}" for number in range(n)]), np.full(n, NOON_MS + 60 * MINUTE_MS)
+    trends.learn(0, range(n, 2 * n), ["last"] * n, before, ids, later, later, np.ones(n, np.bool_))
+    model = fitted(checkerboard(groups=2, size=2, sessions=20))
+    places = trends.popular(model)[0]
+    slots = places[places >= model.items].astype(np.int64) - model.items
+    named = [trends.item_id(model, int(slot) + model.items) for slot in slots]
+    assert len(slots) and np.array_equal(trends.hashes_of(slots), hash_strings(named))
 
 
 def learned(trends: Trends, clicks: list[Click], first: int = 0, mark_ms: int = NOON_MS) -> Trends:

@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,8 +106,8 @@ def current_version(root: Path) -> str | None:
     return version
 
 
-def publish(root: Path, draft: Draft, *, created_ms: int, keep: int = 5) -> str:
-    """Write a new version, point to it, and remove versions older than the newest ``keep``.
+def publish(root: Path, draft: Draft, *, created_ms: int, keep: int = 5, pinned: Collection[str] = ()) -> str:
+    """Write a new version, point to it, and remove versions older than the newest ``keep`` that are not ``pinned``.
 
     A crash at any moment leaves the old version in place, or the new one whole.
 
@@ -130,7 +130,8 @@ def publish(root: Path, draft: Draft, *, created_ms: int, keep: int = 5) -> str:
             durable.sync(root)
             point_to(root, version)
             for old in versions(root)[: -max(1, keep)]:
-                shutil.rmtree(root / old, ignore_errors=True)
+                if old not in pinned:
+                    shutil.rmtree(root / old, ignore_errors=True)
     except OSError as error:
         raise ArtifactError(f"{root}: cannot publish: {error}") from error
     return version

@@ -42,6 +42,7 @@ class FitSettings:
     """How a refit goes. ``train_days`` bounds what is fitted on; features see the whole history all the same.
 
     ``blocked`` are ids of transactions that the worker blocked; they tie clicks as frauds do (:mod:`trainer.ties`).
+    The newest ``keep`` versions stay, and those that are ``pinned``.
     """
 
     seed: int = 1
@@ -49,6 +50,7 @@ class FitSettings:
     rows_max: int = 500_000
     train_days: float | None = None
     keep: int = 5
+    pinned: Collection[str] = ()
     blocked: Collection[str] = ()
     fraud: FraudSettings = field(default_factory=FraudSettings)
     recommender: RecommenderSettings = field(default_factory=RecommenderSettings)
@@ -111,7 +113,7 @@ def fit(
     if clicks is not None:
         draft = _with_recommender(draft, clicks, settings, report)
     report("publish", 0, 1)
-    version = publish(root, draft, created_ms=created_ms, keep=settings.keep)
+    version = publish(root, draft, created_ms=created_ms, keep=settings.keep, pinned=settings.pinned)
     report("publish", 1, 1)
     return version
 
