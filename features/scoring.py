@@ -33,6 +33,17 @@ class Thresholds:
     block: float
 
 
+def by_thresholds(score: Floats, review: float, block: float) -> NDArray[np.int8]:
+    """Places in :data:`features.messages.ACTIONS` by scores alone, int8[n]; a missing score (NaN) lets pass.
+
+    A ``block`` below ``review``, which settings may give, blocks all the same.
+
+    >>> by_thresholds(np.array([0.1, 0.2, 0.9]), 0.2, 0.5).tolist()
+    [0, 1, 2]
+    """
+    return np.where(score >= block, 2, np.where(score >= review, 1, 0)).astype(np.int8)
+
+
 class FraudModel:
     """A fitted pair of fraud models.
 

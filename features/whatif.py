@@ -10,9 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from features import costs as expected
 from features.budget import Budget
 from features.budget_kernel import AT_LEAST, DAY_MS, OPEN
+from features.costs import Costs
 from features.rules import Hits
+from features.scoring import by_thresholds
 from features.watermark import UNMARKED, advance
 
 Floats = NDArray[np.float64]
@@ -27,7 +30,8 @@ class Cases:
 
     ``time`` int64[n] epoch ms, ``card`` int64[n], ``score`` and ``amount`` (NaN: not known) float64[n], ``action``
     int8[n] as decided, ``fraud`` int8[n] (-1: nobody judged it), ``counted`` bool[n]: within the days asked about;
-    those before only show a budget how busy the days are.
+    those before only show a budget how busy the days are. ``scored`` bool[n]: False where it was decided without a
+    score. ``ruled`` bool[n]: a rule that counts had hit, so its action says nothing about thresholds.
     """
 
     time: Longs
@@ -37,6 +41,8 @@ class Cases:
     action: Actions
     fraud: NDArray[np.int8]
     counted: NDArray[np.bool_]
+    scored: NDArray[np.bool_]
+    ruled: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,28 +66,40 @@ class Outcome:
     precision: float | None
 
 
-def act(cases: Cases, *, cases_per_day: float | None, review: float | None, block: float | None, hits: Hits | None
-        ) -> Actions:  # fmt: skip
-    """The actions of other settings; what is None stays as it was decided.
+def act(cases: Cases, *, cases_per_day: float | None = None, review: float | None = None, block: float | None = None,
+        costs: Costs | None = None, hits: Hits | None = None) -> Actions:  # fmt: skip
+    """The actions of other settings; what is None stays as it was decided, and so does what had no score.
 
-    Thresholds that are not given are the lowest score that was reviewed, and blocked. With ``cases_per_day`` the
-    alert budget of a worker with one partition sets the threshold.
+    Thresholds that are not given are the lowest score that was reviewed, and blocked, where no rule had hit. With
+    ``cases_per_day`` the alert budget of a worker with one partition sets the threshold; with ``costs`` what acting
+    costs decides.
     """
-    blocked, alerted = cases.score[cases.action == 2], cases.score[cases.action > 0]
+    told = cases.scored & ~cases.ruled
+    blocked, alerted = cases.score[told & (cases.action == 2)], cases.score[told & (cases.action > 0)]
     lowest_block = float(blocked.min(initial=NEVER)) if block is None else block
     lowest_review = min(float(alerted.min(initial=NEVER)), lowest_block) if review is None else review
-    action = cases.action.copy()
-    if review is not None or block is not None:
-        action = np.where(cases.score >= lowest_block, 2, np.where(cases.score >= lowest_review, 1, 0)).astype(np.int8)
-    if cases_per_day is None:
-        return action if hits is None else hits.applied(action)
-    given = np.full(len(action), OPEN, np.int8)
+    if cases_per_day is not None:
+        return _within(cases_per_day, cases, lowest_review, lowest_block, hits)
+    action = cases.action
+    if costs is not None:
+        action = np.where(cases.scored, expected.decide(costs, cases.score, cases.amount)[0], action)
+    elif review is not None or block is not None:
+        action = np.where(cases.scored, by_thresholds(cases.score, lowest_review, lowest_block), action)
+    action = action.astype(np.int8)
+    return action if hits is None else hits.applied(action)
+
+
+def _within(cases_per_day: float, cases: Cases, review: float, block: float, hits: Hits | None) -> Actions:
+    """The actions of an alert budget."""
+    given = np.where(cases.scored, OPEN, cases.action).astype(np.int8)
     if hits is not None:
         raised = np.where(hits.decided > 0, AT_LEAST + hits.decided, hits.decided)
-        given = np.where(hits.decided >= 0, raised, given).astype(np.int8)
+        given = np.where(cases.scored & (hits.decided >= 0), raised, given).astype(np.int8)
+        given = np.where(cases.scored, given, hits.applied(given)).astype(np.int8)
+    score = np.where(cases.scored, cases.score, np.nan)
     marks, _ = advance(UNMARKED, cases.time)
-    Budget(cases_per_day).decide(cases.time, marks, cases.card, cases.score, np.ones(len(action), np.int64), given,
-                                 lowest_review, lowest_block)  # fmt: skip
+    Budget(cases_per_day).decide(cases.time, marks, cases.card, score, np.ones(len(score), np.int64), given, review,
+                                 block)  # fmt: skip
     return given
 
 

@@ -26,7 +26,7 @@ from features.messages import ACTIONS, Reason
 from features.rule_machine import Columns
 from features.rules import Rule
 from features.schema import TransactionSchema
-from features.scoring import FraudModel
+from features.scoring import FraudModel, by_thresholds
 from features.texts import Texts
 from stream.fallback import DEGRADED, Fallback
 from stream.intake import Emitted, Part
@@ -224,8 +224,7 @@ class Policy:
         review, block = self.thresholds(model)
         if self._worker.cases_per_day is not None:
             return np.zeros(len(score), np.int8), np.full(len(score), review)
-        action = np.where(score >= block, 2, np.where(score >= review, 1, 0)).astype(np.int8)
-        return action, np.full(len(score), review)
+        return by_thresholds(score, review, block), np.full(len(score), review)
 
     def thresholds(self, model: FraudModel | None) -> tuple[float, float]:
         """The lowest score to review and to block, of the settings or else of the model."""

@@ -26,6 +26,7 @@ from features.schema import Schema
 from features.scoring import FraudModel
 from stream.archive import archive_store
 from stream.archived import Archive
+from stream.models import NO_VERSION
 from stream.past_vector import PastVector, Replayer
 from stream.progress import progress_bar
 from stream.settings import Settings
@@ -66,7 +67,7 @@ def explain(settings: Settings, schema: Schema, archive: Archive, event_id: str,
         If records that came before it are not in the archive.
     """
     published = _find(settings, archive, event_id)
-    model = _model(settings, schema, published["model_version"])
+    model = _model(settings, schema, published)
     catalogue = build_catalogue(schema.transactions)
     place = published["record_partition"], published["source_offset"], published["label_position"]
     past = Replayer(settings, catalogue, archive).vector(*place, progress)
@@ -110,8 +111,14 @@ def _find(settings: Settings, archive: Archive, event_id: str) -> dict[str, Any]
     )
 
 
-def _model(settings: Settings, schema: Schema, version: str) -> FraudModel:
-    kept = versions(settings.artifacts)
+def _model(settings: Settings, schema: Schema, published: Mapping[str, Any]) -> FraudModel:
+    version, kept = published["model_version"], versions(settings.artifacts)
+    if version == NO_VERSION:
+        raise ArtifactMissing(
+            f"no model was published when this decision was made ({published['degraded']}): it followed from rules "
+            f"({', '.join(published['rules'] or []) or 'none hit'}) and worker.default_action, and there is no score "
+            "to compute again"
+        )
     if version not in kept:
         there = f"there are {', '.join(kept)}" if kept else "there is none"
         raise ArtifactMissing(
@@ -135,18 +142,23 @@ def _thresholds(settings: Settings, published: Mapping[str, Any], model: FraudMo
 def _differences(published: Mapping[str, Any], past: PastVector, score: float, anomaly: float, names: list[str]
                  ) -> tuple[list[str], int]:  # fmt: skip
     """What is not the same to the bit, and how many figures were compared."""
-    differs, compared = [], 0
+    told, figures = dict(published["values"] or []), list[tuple[str, float]]()
     if not published["duplicate"]:  # a repeat has the figures of the first
-        compared += 2
-        for name, ours in (("score", score), ("anomaly", anomaly)):
-            if _bits(ours) != _bits(published[name]):
-                differs.append(f"{name}: published {published[name]!r}, replayed {ours!r}")
-    told = dict(published["values"] or [])
-    compared += len(told)
+        figures = [("score", score), ("anomaly", anomaly)]
+        if _without_score(published):  # a figure that was missing is published as 0
+            figures = [("anomaly", anomaly)] if published["anomaly"] else []
+    differs = [f"{name}: published {published[name]!r}, replayed {ours!r}" for name, ours in figures
+               if _bits(ours) != _bits(published[name])]  # fmt: skip
+    compared = len(figures) + len(told)
     for name, ours in zip(names, past.x.tolist(), strict=True):
         if name in told and _bits(ours) != _bits(float("nan") if told[name] is None else told[name]):
             differs.append(f"{name}: published {told[name]!r}, replayed {_plain(ours)!r}")
     return differs, compared
+
+
+def _without_score(published: Mapping[str, Any]) -> bool:
+    """Whether it was decided on a rung that has no score."""
+    return (published["degraded"] or "").startswith(("without_model:", "default_action:"))
 
 
 def _bits(value: float) -> bytes:
@@ -179,6 +191,9 @@ def show(found: Explanation, names: list[str], partitions: int, console: Console
                   f"[/]  score {p['score']}  anomaly {p['anomaly']}  model {p['model_version']}")  # fmt: skip
     console.print(f"review from {review:g}, block from {block:g}"
                   + (f", degraded: {p['degraded']}" if p["degraded"] else ""))  # fmt: skip
+    if _without_score(p):
+        console.print(f"it was decided without a score; the models of version {p['model_version']} give it "
+                      f"{found.score}, and what follows is about that")  # fmt: skip
     for what, rules in (("rules that hit", p["rules"]), ("rules in shadow that hit", p["shadow_rules"])):
         if rules:
             console.print(f"{what}: {', '.join(rules)}")

@@ -10,7 +10,7 @@ is no score. State owned: a model that still runs after its deadline.
 
 Unless ``worker.without_model`` is ``"rules"``, a model that raises is a bug that stops the cycle
 (:mod:`stream.quarantine`) and a missing one is waited for; unless ``worker.score_deadline_ms`` is set, nothing here
-asks a clock.
+asks a clock. The rungs of recommendations are in :mod:`stream.ladder`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Which rung a cycle's clicks are answered on: the one place where a clock enters a recommendation.
 
+This is about recommendations; the rungs of fraud decisions are in :mod:`stream.fallback`.
+
 In: when the oldest click of a cycle was appended, how many clicks there are, and what each rung has cost of late. Out:
 a :class:`~features.rungs.Rung`. State owned: the cost of a click by rung, in memory only. With ``worker.degrade =
 false``, and in a backtest, every answer is full.

@@ -71,6 +71,10 @@ def whatif(
     last: Annotated[str, typer.Option("--to", metavar="DATE", help="Last day")],
     cases_per_day: Annotated[float | None, typer.Option(min=1, help="Cards to alert a day")] = None,
     rules: Annotated[Path | None, typer.Option(help="File of rules")] = None,
+    held: Annotated[list[str] | None, typer.Option("--list", metavar="NAME=FILE",
+                                                   help="What a list of the rules holds, an id in each line")] = None,
+    cost_review: Annotated[float | None, typer.Option(help="What one review costs, in the unit of the amount")] = None,
+    cost_block: Annotated[float | None, typer.Option(help="What refusing a good transaction costs")] = None,
     review_score: Annotated[float | None, typer.Option(min=0, max=1, help="Score from which to review")] = None,
     block_score: Annotated[float | None, typer.Option(min=0, max=1, help="Score from which to block")] = None,
     transactions: Annotated[Path | None, typer.Option(help="History with labels, instead of the archive")] = None,
@@ -80,9 +84,9 @@ def whatif(
     archive: ArchiveUrl = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Show what another budget, other thresholds or rules would have done, beside what was decided."""
+    """Show what another budget, other thresholds, costs or rules would have done, beside what was decided."""
     settings = settings_of(config, schema=schema, archive__url=archive_url(archive))
     module, days = import_module("stream.whatif"), import_module("stream.backtest_fraud")
     options = module.Options(days.day_ms(first, "--from"), days.day_ms(last, "--to"), cases_per_day, review_score,
-                             block_score, rules, transactions, scores)  # fmt: skip
+                             block_score, rules, transactions, scores, cost_review, cost_block, held or [])  # fmt: skip
     module.run(settings, schema_of(settings).transactions, options, as_json=as_json)

@@ -138,3 +138,6 @@ class ModelHolder:
         self._told = ""
         self._metrics.set_model(version)
         log.info("models: version %s is in use, after %s", version, old.version)
+        if old.version == NO_VERSION and served.recommender is not None:
+            log.warning("models: this worker started without any, so it answers no clicks until it is started again; "
+                        "transactions are decided with version %s from now on", version)  # fmt: skip

@@ -58,7 +58,7 @@ def try_on(settings: Settings, schema: Schema, file: Path, transactions: Path, l
         If the rules, a list (``NAME=FILE``), the history, or the models that a rule asks cannot be used.
     """
     rules = Rules.load(file, build_catalogue(schema.transactions))
-    held = _held(rules, lists)
+    known = held(rules, lists)
     table = read_transactions(transactions, schema.transactions, int(settings.trainer.label_delay_days * _DAY_MS))
     with stage_bars() as progress:
         vectors = history_vectors(table, schema.transactions, progress=lambda d, t: progress("replay", d, t))
@@ -70,10 +70,17 @@ def try_on(settings: Settings, schema: Schema, file: Path, transactions: Path, l
         score, anomaly = (np.round(part, 6) for part in fraud.score_many(np.ascontiguousarray(vectors.x)))
     columns = rule_columns(table, schema.transactions, vectors.x, score, anomaly)
     label = pc.fill_null(table[schema.transactions.label], -1).to_numpy().astype(np.int8)
-    _tell(rules, columns, held, label)
+    _tell(rules, columns, known, label)
 
 
-def _held(rules: Rules, lists: Sequence[str]) -> Lists:
+def held(rules: Rules, lists: Sequence[str]) -> Lists:
+    """What lists hold by ``NAME=FILE``, files with an id in each line.
+
+    Raises
+    ------
+    SettingsError
+        If there is no such list or file.
+    """
     found: dict[str, Mapping[str, int]] = {}
     for given in lists:
         name, _, path = given.partition("=")

@@ -1,4 +1,4 @@
-"""``headrace whatif``: what another alert budget, thresholds or rules would have done, beside what was done.
+"""``headrace whatif``: what another alert budget, thresholds, costs or rules would have done, beside what was done.
 
 In: decisions of the past: those of the archive with its labels, or the scores of a backtest with their history file.
 Out: a table side by side. Only reads. The money is the schema's first numeric field, or ``worker.cost_amount``.
@@ -6,6 +6,7 @@ Out: a table side by side. Only reads. The money is the schema's first numeric f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from features.catalogue import build_catalogue
+from features.costs import Costs
 from features.errors import HistoryError, SettingsError
 from features.messages import ACTIONS
-from features.rule_machine import Columns
 from features.rules import Rules
 from features.schema import TransactionSchema
 from features.whatif import Cases, Outcome, act, outcome
@@ -29,13 +30,16 @@ from stream.archive import archive_store
 from stream.archived import Archive
 from stream.deciding import amount_column
 from stream.progress import stage_bars
+from stream.rule_report import held
 from stream.settings import Settings
 from trainer.backtest import DAY_MS, date_of
 from trainer.history import read_transactions
+from trainer.rule_columns import rule_columns
 from trainer.vectors import entity_ids, history_vectors, string_hashes
 from trainer.verdicts import verdicts_of
 
 _WARM_DAYS = 14  # days before that show an alert budget how busy the hours are
+_COST_MAX = 1e12  # as in the settings
 _ROWS = {
     "alerts": "alerts", "blocked": "of them blocked", "cases": "cases (cards a day)", "cases_per_day": "cases a day",
     "cases_of_busiest_day": "cases of the busiest day", "frauds": "known frauds", "frauds_caught": "of them alerted",
@@ -46,7 +50,8 @@ _ROWS = {
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """As on the command line: ``first`` and ``last`` day as epoch ms; ``transactions`` and ``scores`` for a file."""
+    """As on the command line: ``first`` and ``last`` day as epoch ms; ``transactions`` and ``scores`` for a file;
+    ``lists``: what lists of the rules hold, as ``NAME=FILE``."""
 
     first_ms: int
     last_ms: int
@@ -56,6 +61,41 @@ class Options:
     rules: Path | None = None
     transactions: Path | None = None
     scores: Path | None = None
+    cost_review: float | None = None
+    cost_block: float | None = None
+    lists: Sequence[str] = ()
+
+    @property
+    def by_costs(self) -> bool:
+        """Whether costs decide."""
+        return self.cost_review is not None or self.cost_block is not None
+
+
+def _check(options: Options) -> None:
+    """Refuse what does not go together, as a worker does."""
+    policies = {
+        "--cases-per-day": options.cases_per_day is not None,
+        "--cost-review": options.cost_review is not None,
+        "--cost-block": options.cost_block is not None and options.cost_review is None,
+        "--review-score": options.review is not None,
+    }
+    given = [name for name, there in policies.items() if there]
+    if options.by_costs and options.block is not None:
+        given.append("--block-score")
+    if len(given) > 1:
+        raise SettingsError([f"{' and '.join(given)}: expected one of them; each decides alone what is reviewed"])
+    if not given and options.block is None and options.rules is None:
+        flags = "--cases-per-day, --rules, --review-score, --block-score, --cost-review or --cost-block"
+        raise SettingsError([f"nothing would differ: give {flags}"])
+    for name, cost in (("--cost-review", options.cost_review), ("--cost-block", options.cost_block)):
+        if cost is not None and not 0.0 < cost <= _COST_MAX:
+            raise SettingsError([f"{name} = {cost:g}: expected more than 0 and at most {_COST_MAX:g}"])
+    if options.lists and options.rules is None:
+        raise SettingsError([f"--list = {options.lists[0]!r}: expected --rules FILE too; lists are asked by rules"])
+    if options.last_ms < options.first_ms:
+        raise SettingsError([f"--to {date_of(options.last_ms)} lies before --from {date_of(options.first_ms)}"])
+    if (options.transactions is None) != (options.scores is None):
+        raise SettingsError(["a file needs both: --transactions FILE with the labels, and --scores of its backtest"])
 
 
 def run(settings: Settings, schema: TransactionSchema, options: Options, *, as_json: bool) -> tuple[Outcome, Outcome]:
@@ -67,14 +107,10 @@ def run(settings: Settings, schema: TransactionSchema, options: Options, *, as_j
         If the rules or a file cannot be used, or no decision lies in the days.
     """
     catalogue = build_catalogue(schema)
+    _check(options)
     rules = None if options.rules is None else Rules.load(options.rules, catalogue)
-    if all(value is None for value in (options.cases_per_day, options.review, options.block, rules)):
-        raise SettingsError(["nothing would differ: give --cases-per-day, --rules, --review-score or --block-score"])
-    if options.last_ms < options.first_ms:
-        raise SettingsError([f"--to {date_of(options.last_ms)} lies before --from {date_of(options.first_ms)}"])
+    lists = {} if rules is None else held(rules, options.lists)
     notes: list[str] = []
-    if (options.transactions is None) != (options.scores is None):
-        raise SettingsError(["a file needs both: --transactions FILE with the labels, and --scores of its backtest"])
     with stage_bars() as progress:
         if options.transactions is not None and options.scores is not None:
             table = _of_file(settings, schema, options)
@@ -84,13 +120,15 @@ def run(settings: Settings, schema: TransactionSchema, options: Options, *, as_j
         hits = None
         if rules is not None:
             x = _vectors(table, schema, catalogue.names, options, progress, notes)
-            texts = [string_hashes(pa.chunked_array([_ids(table, entity)])) for entity in schema.entities]
-            texts += [_category(table[name]) for name in schema.categorical]
-            anomaly = table["anomaly"].to_numpy()
-            hits = rules.evaluate(Columns(x, cases.score, anomaly, cases.time, np.stack(texts, axis=1)), rules.sets())
-            if rules.lists:
-                notes.append(f"lists were taken as empty: {', '.join(sorted(rules.lists))}")
-    other = act(cases, cases_per_day=options.cases_per_day, review=options.review, block=options.block, hits=hits)
+            columns = rule_columns(table, schema, x, cases.score, table["anomaly"].to_numpy())
+            hits = rules.evaluate(columns, rules.sets(lists))
+            if empty := sorted(rules.lists.keys() - lists.keys()):
+                notes.append(f"lists were taken as empty: {', '.join(empty)}; --list NAME=FILE says what one holds")
+    costs = None
+    if options.by_costs:
+        costs = Costs(options.cost_review, options.cost_block, settings.worker.cost_recovered)
+    other = act(cases, cases_per_day=options.cases_per_day, review=options.review, block=options.block,
+                costs=costs, hits=hits)  # fmt: skip
     decided, would = outcome(cases, cases.action), outcome(cases, other)
     unjudged = int((cases.fraud[cases.counted] < 0).sum())
     if unjudged:
@@ -128,7 +166,8 @@ def _of_file(settings: Settings, schema: TransactionSchema, options: Options) ->
     told = scores.take(pc.drop_null(place))
     for name in ("score", "anomaly", "action"):
         known = known.append_column(name, told[name])
-    return known
+    everywhere = np.ones(known.num_rows, np.bool_)  # a backtest scores all, and runs no rules
+    return known.append_column("scored", pa.array(everywhere)).append_column("ruled", pa.array(~everywhere))
 
 
 def _of_archive(settings: Settings, schema: TransactionSchema, options: Options) -> pa.Table:
@@ -142,7 +181,7 @@ def _of_archive(settings: Settings, schema: TransactionSchema, options: Options)
     for date in (date for date in archive.dates("decisions") if first <= date <= last):
         decided = archive.of_date("decisions", topics.decisions, date,
                                   ("record_partition", "source_offset", "score", "anomaly", "action", "duplicate",
-                                   "values"))  # fmt: skip
+                                   "rules", "degraded", "values"))  # fmt: skip
         given = archive.of_date("transactions", topics.transactions, date, ("record_partition", *fields, schema.time))
         if not decided.num_rows or not given.num_rows:
             continue
@@ -152,12 +191,20 @@ def _of_archive(settings: Settings, schema: TransactionSchema, options: Options)
         decided, given = decided.filter(there), given.take(pc.drop_null(place))
         for name in ("score", "anomaly", "action", "values"):
             given = given.append_column(name, decided[name])
-        parts.append(given.select([*fields, schema.time, "score", "anomaly", "action", "values"]))
+        given = given.append_column("scored", _scored(decided["degraded"]))
+        given = given.append_column("ruled", pc.greater(pc.fill_null(pc.list_value_length(decided["rules"]), 0), 0))
+        parts.append(given.select([*fields, schema.time, "score", "anomaly", "action", "values", "scored",
+                                   "ruled"]))  # fmt: skip
     if not parts:
         raise HistoryError(f"the archive at {settings.archive.url} has no decision from {first} to {last}")
     table = pa.concat_tables(parts, promote_options="permissive")
     table = table.set_column(table.column_names.index(schema.time), schema.time, table[schema.time].cast(pa.int64()))
     return table.append_column("fraud", pa.array(_labels(archive, topics.labels, schema, table)))
+
+
+def _scored(degraded: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Which decisions had a score, by what they say of the rung they were made on."""
+    return pc.fill_null(pc.starts_with(degraded.cast(pa.string()), pattern="without_reasons:"), True)
 
 
 def _source(table: pa.Table, offset: str) -> pa.Array:
@@ -192,7 +239,7 @@ def _cases(settings: Settings, schema: TransactionSchema, table: pa.Table, optio
             f"{date_of(int(time.min()))} to {date_of(int(time.max()))}"
         )
     amount = np.full(len(time), np.nan)
-    if schema.numeric:
+    if schema.numeric or options.by_costs:
         amount = table[schema.numeric[amount_column(settings.worker, schema)].name].to_numpy()
     action = pc.index_in(table["action"], value_set=pa.array(ACTIONS)).to_numpy().astype(np.int8)
     return Cases(
@@ -203,15 +250,13 @@ def _cases(settings: Settings, schema: TransactionSchema, table: pa.Table, optio
         action=action,
         fraud=table["fraud"].to_numpy(),
         counted=counted,
+        scored=table["scored"].to_numpy(),
+        ruled=table["ruled"].to_numpy(),
     )
 
 
 def _ids(table: pa.Table, entity: Any) -> pa.Array:
     return entity_ids(table, entity).dictionary_decode().cast(pa.string())
-
-
-def _category(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
-    return string_hashes(pc.fill_null(column, ""))
 
 
 def _vectors(table: pa.Table, schema: TransactionSchema, names: list[str], options: Options, progress: Any,

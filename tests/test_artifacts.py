@@ -292,7 +292,7 @@ def test_a_directory_that_cannot_be_written_is_an_error_with_its_name(tmp_path: 
 
 
 def test_a_worker_that_may_decide_by_rules_begins_without_models_and_takes_up_the_first_version(
-    draft: Draft, tmp_path: Path
+    draft: Draft, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root, names, warmed = tmp_path / "models", [feature.name for feature in FEATURES], list[str]()
 
@@ -306,3 +306,4 @@ def test_a_worker_that_may_decide_by_rules_begins_without_models_and_takes_up_th
     version = publish(root, draft, created_ms=1)
     asyncio.run(holder._swap(version))
     assert holder.current.fraud is not None and holder.current.version == version
+    assert ("answers no clicks until it is started again" in caplog.text) is (holder.current.recommender is not None)

@@ -11,7 +11,7 @@ import pytest
 
 from features.errors import ServiceUnavailable
 from features.messages import Decision
-from features.scoring import Thresholds
+from features.scoring import Thresholds, by_thresholds
 from stream.deciding import Decided, Policy
 from stream.explaining import _trailing
 from stream.settings import WorkerSettings
@@ -82,3 +82,13 @@ def test_worker_and_backtest_compare_with_the_thresholds_that_they_publish() -> 
     facts = acting.Facts(none, none, np.zeros(3), np.zeros(3, np.int8))
     action, in_force = acting.Policy(acting.PolicySettings()).act(score, model.thresholds, "1", facts)
     assert action.tolist() == [0, 1, 2] and set(in_force.tolist()) == {published[0]}
+
+
+def test_a_backtest_blocks_below_the_review_threshold_where_a_worker_does() -> None:
+    score = np.array([0.1, 0.3, 0.6])
+    settings = acting.PolicySettings(review_score=0.5, block_score=0.2)
+    facts = acting.Facts(np.zeros(3, np.int64), np.arange(3), np.zeros(3), np.zeros(3, np.int8))
+    action, _ = acting.Policy(settings).act(score, Thresholds(0.5, 0.8), "1", facts)
+    worker = Policy(WorkerSettings(review_score=0.5, block_score=0.2), SCHEMA.transactions)
+    review, block = worker.thresholds(FakeFraud())  # type: ignore[arg-type]
+    assert action.tolist() == by_thresholds(score, review, block).tolist() == [0, 2, 2]

@@ -13,7 +13,11 @@ import numpy as np
 import pytest
 
 from features.counterfactual import changes, split_values
+from features.errors import ArtifactMissing
 from stream.embedded import RedisServer
+from stream.explain import _differences, _model
+from stream.past_vector import PastVector
+from stream.settings import Settings
 from tests.servers import RunningBroker
 from tests.workers import Deployment
 from tests.world import World
@@ -116,3 +120,22 @@ def test_the_nearest_value_that_changes_the_action_is_found_on_the_models_own_sp
             rows[:, change.feature] = between
             scores = model.probability_many(rows) if len(rows) else np.zeros(0)
             assert not (scores < threshold).any() if below else not (scores >= threshold).any()
+
+
+def test_a_decision_without_a_score_is_not_told_apart_from_the_score_it_never_had() -> None:
+    past = PastVector(np.array([1.0]), 1, ("c",), repeat=False)
+    published: dict[str, Any] = {"duplicate": False, "score": 0.0, "anomaly": 0.0, "values": [("a", 1.0)]}
+    for degraded in ("without_model:failed", "default_action:deadline"):
+        assert _differences(published | {"degraded": degraded}, past, 0.3, 0.2, ["a"]) == ([], 1)
+    found, compared = _differences(
+        published | {"degraded": "without_model:failed", "anomaly": 0.1}, past, 0.3, 0.2, ["a"]
+    )
+    assert found == ["anomaly: published 0.1, replayed 0.2"] and compared == 2
+    for fully in (None, "without_reasons:deadline"):
+        assert len(_differences(published | {"degraded": fully}, past, 0.3, 0.2, ["a"])[0]) == 2
+
+
+def test_a_decision_from_before_any_model_is_said_to_have_none(tmp_path: Path, world: World) -> None:
+    published = {"model_version": "none", "degraded": "default_action:missing", "rules": []}
+    with pytest.raises(ArtifactMissing, match="no model was published when this decision was made"):
+        _model(Settings(artifacts=tmp_path), world.schema, published)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from features.scoring import Thresholds
 from stream.deciding import Decided
-from stream.fallback import DEGRADED, Fallback
+from stream.fallback import DEGRADED, Fallback, Scored
 from stream.settings import WorkerSettings
 from tests.fakes import FakeFraud, FakeWorker, World
 
@@ -204,25 +204,36 @@ def test_scoring_that_takes_too_long_is_left_alone_and_used_again_when_it_has_co
 
 
 def test_after_the_deadline_scores_are_used_and_reasons_left_out() -> None:
-    class Slow(FakeFraud):
+    class Scores(FakeFraud):
         thresholds = Thresholds(0.0, 0.9)
 
         def probability_many(self, x: Floats) -> Floats:
-            done.set()
             return np.full(len(x), 0.5)
 
-        def anomaly_many(self, x: Floats) -> Floats:
-            done.wait(60)
-            passed.wait(0.05)  # nobody sets it: longer than the deadline
-            return np.zeros(len(x))
+    class Late(Fallback):
+        """The scores come back in time, and then the deadline passes at once."""
 
-    done, passed = threading.Event(), threading.Event()
-    world, worker = decided(Slow(), [5.0], score_deadline_ms=40.0)
-    (decision,) = world.answers("decisions")
-    if decision["degraded"] == "without_reasons:deadline":  # else the machine was so slow that there was no time at all
-        assert (decision["score"], decision["action"], decision["reasons"]) == (0.5, "review", [])
-        assert decision["reasons_partial"] and decision["review_score"] == 0.0
-    assert sum(counted(worker).values()) == 1
+        def score(self, *args: Any) -> Scored:
+            scored = super().score(*args)
+            self._deadline_s = 0.0
+            return scored
+
+    async def run() -> tuple[World, FakeWorker]:
+        world = World()
+        world.log.pay("e0", 0, amount=5.0)
+        worker = world.worker(score_deadline_ms=60_000.0)
+        worker.models.fraud = Scores()
+        worker.pipeline.stations[0].lane._policy.fallback.__class__ = Late  # type: ignore[attr-defined]
+        await worker.take_over()
+        await worker.finish()
+        return world, worker
+
+    world, worker = asyncio.run(run())
+    (decision,), (alert,) = world.answers("decisions"), world.answers("alerts")
+    assert (decision["degraded"], decision["score"], decision["action"]) == ("without_reasons:deadline", 0.5, "review")
+    assert decision["reasons"] == alert["reasons"] == []
+    assert decision["reasons_partial"] and decision["review_score"] == 0.0
+    assert counted(worker) == {"without_reasons:deadline": 1}
 
 
 def test_reasons_that_cannot_be_made_hold_nothing_up() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from features.costs import Costs
 from features.whatif import Cases, act, outcome
 from stream.cli import app
 
@@ -28,7 +30,8 @@ def cases(days: int = 20, a_day: int = 400, seed: int = 1) -> Cases:
     fraud = (rng.random(n) < score).astype(np.int8)
     action = np.where(score >= 0.8, 2, np.where(score >= 0.4, 1, 0)).astype(np.int8)
     counted = time >= T0 + 10 * DAY
-    return Cases(time, rng.integers(0, 3000, n), score, rng.lognormal(3, 1, n), action, fraud, counted)
+    card, amount = rng.integers(0, 3000, n), rng.lognormal(3, 1, n)
+    return Cases(time, card, score, amount, action, fraud, counted, np.ones(n, np.bool_), np.zeros(n, np.bool_))
 
 
 def test_figures_are_those_of_a_few_transactions_counted_by_hand() -> None:
@@ -36,7 +39,7 @@ def test_figures_are_those_of_a_few_transactions_counted_by_hand() -> None:
         time=np.array([T0, T0 + 1, T0 + 2, T0 + 3, T0 + DAY, T0 + DAY + 1]), card=np.array([1, 1, 2, 3, 1, 4]),
         score=np.zeros(6), amount=np.array([10.0, 20.0, 5.0, np.nan, 40.0, 7.0]),
         action=np.array([1, 2, 1, 0, 0, 1], np.int8), fraud=np.array([1, 0, 0, 1, 1, -1], np.int8),
-        counted=np.ones(6, np.bool_),
+        counted=np.ones(6, np.bool_), scored=np.ones(6, np.bool_), ruled=np.zeros(6, np.bool_),
     )  # fmt: skip
     found = outcome(few, few.action)
     assert (found.days, found.alerts, found.blocked, found.cases, found.cases_of_busiest_day) == (2, 4, 1, 3, 2)
@@ -52,6 +55,37 @@ def test_with_nothing_changed_everything_stays_and_thresholds_that_are_not_given
     assert np.array_equal(higher > 0, some.score >= 0.6)
 
 
+def test_an_alert_of_a_rule_says_nothing_about_the_threshold_that_was_in_force() -> None:
+    some = cases()
+    at = int(np.flatnonzero(some.counted & (some.score < 0.001))[0])
+    action, ruled = some.action.copy(), some.ruled.copy()
+    action[at], ruled[at] = 1, True
+    listed = replace(some, action=action, ruled=ruled)
+    lowest = float(some.score[some.action > 0].min())
+    found = act(listed, block=0.6)
+    assert np.array_equal(found > 0, listed.score >= lowest) and np.array_equal(found == 2, listed.score >= 0.6)
+
+
+@pytest.mark.parametrize("how", [{"review": 0.2}, {"costs": Costs(5.0, 500.0)}, {"cases_per_day": 20}])
+def test_what_was_decided_without_a_score_stays_as_it_was(how: dict[str, Any]) -> None:
+    some = cases()
+    without = np.arange(len(some.time)) % 50 == 7
+    degraded = replace(some, scored=~without, score=np.where(without, 0.0, some.score),
+                       action=np.where(without, 1, some.action).astype(np.int8))  # fmt: skip
+    found = act(degraded, **how)
+    assert (found[without] == 1).all()
+    assert 0 < (found[~without] > 0).sum() < (~without).sum() / 2
+    assert outcome(degraded, found).alerts < len(some.time) / 2, "they do not lower the threshold to their score of 0"
+
+
+def test_costs_decide_as_a_worker_decides_by_them() -> None:
+    some = cases()
+    found = act(some, costs=Costs(review=5.0, block=10.0))
+    assert np.array_equal(found == 0, (some.score * some.amount <= 5.0)
+                          & (some.score * some.amount <= (1 - some.score) * 10.0))  # fmt: skip
+    assert {*found.tolist()} == {0, 1, 2}, "certain frauds are blocked, likely ones looked at"
+
+
 @pytest.mark.parametrize("budget", [5, 20])
 def test_a_budget_is_kept_to_on_the_days_that_count(budget: int) -> None:
     some = cases()
@@ -62,11 +96,10 @@ def test_a_budget_is_kept_to_on_the_days_that_count(budget: int) -> None:
 
 def test_days_without_a_judged_transaction_give_no_precision_and_no_division() -> None:
     some = cases(days=11, a_day=20)
-    blind = Cases(some.time, some.card, some.score, some.amount, some.action, np.full(220, -1, np.int8), some.counted)
+    blind = replace(some, fraud=np.full(220, -1, np.int8))
     found = outcome(blind, blind.action)
     assert found.precision is None and found.frauds == 0 and found.good_disturbed == 0
-    none = Cases(some.time[:0], some.card[:0], some.score[:0], some.amount[:0], some.action[:0], some.fraud[:0],
-                 some.counted[:0])  # fmt: skip
+    none = Cases(*(getattr(some, field.name)[:0] for field in fields(some)))
     assert outcome(none, none.action).cases_per_day == 0.0
 
 
@@ -103,7 +136,17 @@ def test_a_backtest_is_judged_again_with_rules_thresholds_and_a_budget(tmp_path:
                      'reason = "one"\n', encoding="utf-8")  # fmt: skip
     facts = json.loads(command(*flags, "--rules", str(rules), "--json").stdout)
     odd = np.arange(len(rows)) % 2 == 1
+    facts_costs = json.loads(command(*flags, "--cost-review", "5", "--cost-block", "500", "--json").stdout)
+    assert facts_costs["what_if"]["alerts"] == int((act(some, costs=Costs(5.0, 500.0)) > 0)[rows].sum())
     assert facts["what_if"]["alerts"] == int(((some.action > 0) | odd)[rows].sum())
+    rules.write_text('[lists]\nbad = "merchant"\n' + head + "when = 'merchant_id in bad'\naction = 'review'\n"
+                     "reason = 'one'\n", encoding="utf-8")  # fmt: skip
+    bad = tmp_path / "bad.txt"
+    bad.write_text("m1\n", encoding="utf-8")
+    listed = json.loads(command(*flags, "--rules", str(rules), "--list", f"bad={bad}", "--json").stdout)
+    assert (listed["what_if"], listed["notes"]) == (facts["what_if"], [])
+    empty = json.loads(command(*flags, "--rules", str(rules), "--json").stdout)
+    assert empty["what_if"] == empty["decided"] and "lists were taken as empty: bad" in empty["notes"][0]
     table = command(*flags, "--cases-per-day", "5")
     assert table.exit_code == 0 and "as decided" in table.output and "cases of the busiest day" in table.output
 
@@ -111,6 +154,10 @@ def test_a_backtest_is_judged_again_with_rules_thresholds_and_a_budget(tmp_path:
 @pytest.mark.parametrize(("flags", "words"), [
     (["--from", "2026-01-11", "--to", "2026-01-12"], "nothing would differ: give --cases-per-day"),
     (["--from", "2026-01-12", "--to", "2026-01-11", "--cases-per-day", "5"], "lies before"),
+    (["--from", "2026-01-11", "--to", "2026-01-12", "--cases-per-day", "5", "--cost-block", "9"],
+     "--cases-per-day and --cost-block: expected one of them"),
+    (["--from", "2026-01-11", "--to", "2026-01-12", "--cost-review", "0"], "--cost-review = 0: expected more than 0"),
+    (["--from", "2026-01-11", "--to", "2026-01-12", "--cases-per-day", "5", "--list", "a=b"], "expected --rules FILE"),
     (["--from", "monday", "--to", "2026-01-11", "--cases-per-day", "5"], "--from = 'monday': expected a date"),
     (["--from", "2026-01-11", "--to", "2026-01-12", "--cases-per-day", "5"], "give --archive URL"),
     (["--from", "2025-01-11", "--to", "2025-01-12", "--cases-per-day", "5", "FILE"], "there are some from 2026-01-01"),

@@ -17,7 +17,7 @@ from features import costs
 from features.budget import Budget, model_tag
 from features.budget_kernel import OPEN, SKIP
 from features.costs import Costs
-from features.scoring import Thresholds
+from features.scoring import Thresholds, by_thresholds
 from features.watermark import UNMARKED, advance
 
 Floats = NDArray[np.float64]
@@ -74,7 +74,8 @@ class Policy:
             in_force = self._budget.decide(facts.time, marks, facts.card, score, model, action, review, block)
             if (action >= 0).all():
                 return action, in_force
-        return np.where(score < in_force, 0, np.where(score >= block, 2, 1)).astype(np.int8), in_force
+            return np.where(score < in_force, 0, np.where(score >= block, 2, 1)).astype(np.int8), in_force
+        return by_thresholds(score, review, block), in_force
 
 
 def daily(day: Longs, card: Longs, score: Floats, fraud: NDArray[np.int8], action: Actions, in_force: Floats,
