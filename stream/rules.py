@@ -70,13 +70,17 @@ class RulesHolder:
     def _use(self, rules: Rules) -> None:
         self.current = RulesInUse(rules, rules.sets(self._lists))
         self._metrics.set_rules(rules.version)
+        self._count_lists(rules)
 
     async def use_lists(self, lists: Lists) -> None:
         """Have the lists hold these hashes, each until a time (epoch ms of event time)."""
         async with self._lock:
             self._lists, rules = lists, self.current.rules
             self.current = RulesInUse(rules, await asyncio.to_thread(rules.sets, lists))
-        self._metrics.set_lists({name: len(lists.get(name, ())) for name in rules.lists})
+        self._count_lists(rules)
+
+    def _count_lists(self, rules: Rules) -> None:
+        self._metrics.set_lists({name: len(self._lists.get(name, ())) for name in rules.lists})
 
     async def watch(self, every_s: float) -> None:
         """Look for a change of the file every ``every_s`` seconds, for ever."""

@@ -192,7 +192,7 @@ def _of_archive(settings: Settings, schema: TransactionSchema, options: Options)
         for name in ("score", "anomaly", "action", "values"):
             given = given.append_column(name, decided[name])
         given = given.append_column("scored", _scored(decided["degraded"]))
-        given = given.append_column("ruled", pc.greater(pc.fill_null(pc.list_value_length(decided["rules"]), 0), 0))
+        given = given.append_column("ruled", _ruled(decided["rules"]))
         parts.append(given.select([*fields, schema.time, "score", "anomaly", "action", "values", "scored",
                                    "ruled"]))  # fmt: skip
     if not parts:
@@ -205,6 +205,12 @@ def _of_archive(settings: Settings, schema: TransactionSchema, options: Options)
 def _scored(degraded: pa.ChunkedArray) -> pa.ChunkedArray:
     """Which decisions had a score, by what they say of the rung they were made on."""
     return pc.fill_null(pc.starts_with(degraded.cast(pa.string()), pattern="without_reasons:"), True)
+
+
+def _ruled(rules: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Which decisions a rule that counts had hit."""
+    count = pc.list_value_length(rules.cast(pa.list_(pa.string())))  # an older archive has no such column
+    return pc.greater(pc.fill_null(count, 0), 0)
 
 
 def _source(table: pa.Table, offset: str) -> pa.Array:

@@ -216,10 +216,13 @@ def test_lists_hold_until_their_end_in_event_time_and_stay_over_a_change_of_the_
     async def run() -> list[dict[str, Any]]:
         world = World()
         _pay(world)
-        holder = _holder(tmp_path, _LISTS + _rule("stolen", "card in stolen"))
+        metrics = Metrics()
+        holder = _holder(tmp_path, _LISTS + _rule("stolen", "card in stolen"), metrics)
         await holder.use_lists({"stolen": {text_hash("c1"): START_MS + 10_000}})
-        (tmp_path / "rules.toml").write_text(_LISTS + _rule("is-stolen", "card_id in stolen"))
+        (tmp_path / "rules.toml").write_text(_LISTS + 'trusted = "card"\n' + _rule("is-stolen", "card_id in stolen"))
         await holder.look()
+        ids = {name.split('"')[1]: count for name, count in _served(metrics).items() if "list" in name and '"' in name}
+        assert (ids["stolen"], ids["trusted"]) == (1.0, 0.0), "a new file's lists are counted at once"
         _ = await _decided(world, holder)
         return world.answers("decisions")
 
