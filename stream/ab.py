@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,16 +57,19 @@ class _Shown(msgspec.Struct):
     variant: str | None = None
 
 
+_DECODER = msgspec.json.Decoder(_Shown)
+
+
 @dataclass(slots=True)
 class _Unit:
-    """A session within its window, or the first one of a user."""
+    """A session within its window, or the first one of a user; items and events are hashes."""
 
     b: bool
     session_id: str
     first_ms: int
-    last: list[str]
-    shown: set[str]
-    events: set[str]
+    last: array[int]
+    shown: array[int]
+    events: array[int]
     clicks: int = 0
     hits: int = 0
     found: bool = False
@@ -82,12 +86,23 @@ class Tallies:
     others: int = 0  # of no experiment, or of another one
     _offsets: dict[str, int] = field(default_factory=dict)
 
+    def add_all(self, values: Iterable[bytes]) -> None:
+        """Count messages as they are written; what is none is passed over."""
+        for value in values:
+            try:
+                self.add(_DECODER.decode(value))
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                continue
+
     def add(self, message: _Shown) -> None:
         """Count one message; those of a partition come in the order of their offsets."""
-        place, _, offset = message.recommendation_id.rpartition(":")
-        if int(offset) <= self._offsets.get(place, -1):
+        place, _, digits = message.recommendation_id.rpartition(":")
+        if not digits.isdecimal():
+            return
+        offset = int(digits)
+        if offset <= self._offsets.get(place, -1):
             return  # written twice
-        self._offsets[place] = int(offset)
+        self._offsets[place] = offset
         self.newest_ms = max(self.newest_ms, message.event_time)
         if message.experiment != self.settings.name or message.variant is None:
             self.others += 1
@@ -95,21 +110,22 @@ class Tallies:
         self.answers += 1
         by_user = self.settings.by == "user" and message.user_id is not None
         name = f"u{message.user_id}" if by_user else f"s{message.session_id}"
-        items = [item.item_id for item in message.items]
+        items = array("q", [hash(item.item_id) for item in message.items])
+        event, clicked = hash(message.event_id), hash(message.item_id)
         unit = self.units.get(name)
         if unit is None:
             self.units[name] = _Unit(message.variant == "B", message.session_id, message.event_time, items,
-                                     set(items), {message.event_id})  # fmt: skip
+                                     items[:], array("q", [event]))  # fmt: skip
             return
         late = message.event_time >= unit.first_ms + self.settings.window_s * 1000
-        if message.session_id != unit.session_id or late or message.event_id in unit.events:
+        if message.session_id != unit.session_id or late or event in unit.events:
             return
         unit.clicks += 1
-        unit.hits += message.item_id in unit.last
-        unit.found |= message.item_id in unit.shown
-        unit.events.add(message.event_id)
+        unit.hits += clicked in unit.last
+        unit.found |= clicked in unit.shown
+        unit.events.append(event)
         unit.last = items
-        unit.shown.update(items)
+        unit.shown.extend(new for new in items if new not in unit.shown)
 
     def report(self) -> dict[str, Any]:
         """What each variant has, and the verdicts."""
@@ -145,9 +161,9 @@ def _facts(found: Compared) -> dict[str, Any]:
             "decided_at": found.decided_at}  # fmt: skip
 
 
-async def _values(settings: Settings) -> Iterable[bytes]:
-    """The values of the topic as it is now, in the order of each partition."""
-    topics, found = settings.topics, list[bytes]()
+async def _read(settings: Settings, tallies: Tallies) -> None:
+    """Count the topic as it is now, in the order of each partition; no message is held."""
+    topics = settings.topics
     async with kafka_errors(settings.kafka):
         consumer = kafka_consumer(settings.kafka)
         try:
@@ -163,7 +179,7 @@ async def _values(settings: Settings) -> Iterable[bytes]:
                 while open_:
                     batches = await consumer.getmany(*open_, timeout_ms=1000)
                     for records in batches.values():
-                        found += [record.value or b"" for record in records]
+                        tallies.add_all(record.value or b"" for record in records)
                         read += len(records)
                     for place in list(open_):
                         if await consumer.position(place) >= open_[place]:
@@ -171,19 +187,6 @@ async def _values(settings: Settings) -> Iterable[bytes]:
                     advance(min(read, total))
         finally:
             await consumer.stop()
-    return found
-
-
-def tally(settings: AbSettings, values: Iterable[bytes]) -> Tallies:
-    """Count messages; what is none is passed over."""
-    tallies, decode = Tallies(settings), msgspec.json.Decoder(_Shown).decode
-    for value in values:
-        try:
-            message = decode(value)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            continue
-        tallies.add(message)
-    return tallies
 
 
 def lines(report: Mapping[str, Any]) -> list[str]:
@@ -220,5 +223,7 @@ def run(settings: Settings, *, as_json: bool) -> None:
     if not 0.0 < settings.ab.share < 1.0:
         problem = f"ab.share = {settings.ab.share:g}: expected more than 0 and less than 1, to compare two variants"
         raise SettingsError([problem])
-    report = tally(settings.ab, asyncio.run(_values(settings))).report()
+    tallies = Tallies(settings.ab)
+    asyncio.run(_read(settings, tallies))
+    report = tallies.report()
     print(json.dumps(report) if as_json else "\n".join(lines(report)))

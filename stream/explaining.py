@@ -184,7 +184,7 @@ class Explaining:
         if decided.action[row] > 0:
             entities = {name: ids[i] for name, ids in zip(self._entities, batch.entities, strict=True)}
             if facts["action"] == "block":
-                self.suspects.add([batch.entities[0][i]])
+                self.suspects.add([batch.entities[0][i]], [int(batch.time[i])])
             alert = Alert(**facts, reasons=reasons, entities=entities, values=values)
             message = batch.entities[0].raw(i), msgspec.json.encode(alert)
             part.answers.add(self._topics.alerts, source, message)

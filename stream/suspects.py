@@ -1,8 +1,8 @@
 """Cards that this worker knows to be tied to fraud: what they click moves no list.
 
-In: blocked decisions and labels that say fraud, of the fraud lane. Out: which clicks are of such a card. State owned:
-the newest :data:`CARDS_MAX` cards, in memory only, of the partitions that this worker holds. Training knows more
-(:mod:`trainer.ties`).
+In: blocked decisions and labels that say fraud, of the fraud lane. Out: which clicks are of such a card, for
+:data:`TIE_DAYS` of event time. State owned: the newest :data:`CARDS_MAX` cards, in memory only, of the partitions that
+this worker holds. Training knows more (:mod:`trainer.ties`).
 """
 
 from __future__ import annotations
@@ -10,26 +10,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 CARDS_MAX = 100_000
+TIE_DAYS = 30.0  # as in training: after that a card has another owner, or a new one
+_TIE_MS = int(TIE_DAYS * 86_400_000)
 
 
 class Suspects:
     """The cards, by id."""
 
     def __init__(self) -> None:
-        self._cards: dict[str, None] = {}
+        self._cards: dict[str, int] = {}  # the newest time of a fraud, in ms
 
     def __len__(self) -> int:
         return len(self._cards)
 
-    def add(self, cards: Iterable[str]) -> None:
-        """Take note of cards; the ones known longest go."""
-        for card in cards:
-            self._cards.pop(card, None)
-            self._cards[card] = None
-        while len(self._cards) > CARDS_MAX:
-            del self._cards[next(iter(self._cards))]
-
-    def among(self, cards: Sequence[str | None]) -> list[bool]:
-        """Which of these are."""
+    def add(self, cards: Iterable[str], times_ms: Iterable[int]) -> None:
+        """Take note of cards and when they were blocked, or said to be defrauded; the ones known longest go."""
         known = self._cards
-        return [card in known for card in cards]
+        for card, time_ms in zip(cards, times_ms, strict=True):
+            known[card] = max(known.pop(card, time_ms), time_ms)
+        while len(known) > CARDS_MAX:
+            del known[next(iter(known))]
+
+    def among(self, cards: Sequence[str | None], times_ms: Sequence[int]) -> list[bool]:
+        """Which clicks, by card and event time, are of one."""
+        known = self._cards
+        return [card in known and time_ms - known[card] <= _TIE_MS
+                for card, time_ms in zip(cards, times_ms, strict=True)]  # fmt: skip

@@ -115,7 +115,7 @@ class Trends:
             if part.records:
                 free = ~np.array(part.long_session, np.bool_)
                 if suspects:
-                    free &= ~np.array(suspects.among(batch.card_id), np.bool_)
+                    free &= ~np.array(suspects.among(batch.card_id, batch.time.tolist()), np.bool_)
                 visitors = [user or session for user, session in zip(batch.user_id, batch.session_id, strict=True)]
                 self.learn(part.partition, [record.offset for record in part.records], batch.item_id, before[rows],
                            visitors, batch.time, part.marks, free)  # fmt: skip

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from aiokafka import AIOKafkaProducer
+from typer.testing import CliRunner
 
 from features.messages import Recommendation, RecommendedItem, Variant
 from features.sequential import compare
-from stream.ab import lines, tally
+from stream.ab import Tallies, lines
 from stream.ab_settings import AbSettings
+from stream.cli import app
+from stream.connections import kafka_admin
+from stream.settings import KafkaSettings, Settings
+from stream.topics import make_topics
 from stream.variants import of_b, units
+from tests.servers import RunningBroker, fresh_name
 
 HALF = AbSettings(share=0.5)
 WINDOW_MS = 1_800_000
@@ -116,7 +126,9 @@ class Topic:
     def report(self, settings: AbSettings = HALF) -> dict[str, Any]:
         """The report of what lies in the topic, with a last click long after."""
         self.show("last", "z", "", LONG_AFTER_MS)
-        return tally(settings, self.values).report()
+        tallies = Tallies(settings)
+        tallies.add_all(self.values)
+        return tallies.report()
 
 
 def test_a_next_click_is_a_hit_on_the_list_just_before_and_a_session_has_one_on_any_list_before() -> None:
@@ -142,6 +154,46 @@ def test_what_is_written_twice_clicked_twice_too_late_or_of_another_experiment_d
     report = topic.report()
     assert (report["variants"]["A"]["next_clicks"], report["variants"]["A"]["units"]) == (0, 1)
     assert (report["answers"], report["other_answers"]) == (4, 1)
+
+
+def test_what_is_no_message_of_a_worker_is_passed_over() -> None:
+    topic = Topic()
+    topic.show("s", "a", "b")
+    topic.values += [b"", b"{", b"[]", b"\xff", topic.values[0].replace(b'"clicks:0:0"', b'"somebody else"')]
+    topic.show("s", "b", "c")
+    assert topic.report()["variants"]["A"]["hits"] == 1
+
+
+def test_the_command_compares_what_the_topic_holds(
+    broker: RunningBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, topic = fresh_name("ab"), Topic()
+    Path("headrace.toml").write_text(f'[topics]\nrecommendations = "{name}"\nclick_partitions = 1\n[ab]\nshare = 0.5\n')
+    for n in range(40):
+        variant: Variant = "B" if n % 2 else "A"
+        topic.show(f"s{n}", "a", "bc", n, variant)
+        topic.show(f"s{n}", "b" if n % 4 else "z", "de", n, variant)
+    topic.report()  # ends with a click long after
+
+    async def send() -> None:
+        settings = Settings(kafka=KafkaSettings(bootstrap=broker.bootstrap))
+        async with kafka_admin(settings.kafka) as admin:
+            await make_topics(admin, {name: 1}, settings.topics)
+        producer = AIOKafkaProducer(bootstrap_servers=broker.bootstrap, enable_idempotence=False)
+        await producer.start()
+        for value in topic.values:
+            await producer.send_and_wait(name, value)
+        await producer.stop()
+
+    asyncio.run(send())
+    asked = ["ab", "--kafka", broker.bootstrap]
+    told = CliRunner().invoke(app, [*asked, "--json"])
+    assert told.exit_code == 0, told.output
+    sides = json.loads(told.stdout)["variants"]
+    assert [(sides[v]["units"], sides[v]["hits"]) for v in "AB"] == [(20, 10), (20, 20)]
+    shown = CliRunner().invoke(app, asked).stdout
+    assert "A: 20 sessions, 20 next clicks, 50.00 % of next clicks hit" in shown
 
 
 def test_of_a_user_the_first_session_counts_when_users_are_split() -> None:

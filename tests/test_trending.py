@@ -17,11 +17,12 @@ from features.trends import ITEMS
 from stream.lane import Tally
 from stream.recommend import RecommendLane
 from stream.settings import Settings
-from stream.suspects import Suspects
+from stream.suspects import TIE_DAYS, Suspects
 from stream.trending import Trends
 from tests.fakes import World
 from tests.sessions import checkerboard, fitted
 from tests.test_lane import Sent
+from trainer import ties
 
 NOON_MS = 1_700_000_400_000
 MINUTE_MS, HALF_LIFE_S = 60_000, 1800.0
@@ -140,7 +141,8 @@ def test_clicks_of_a_card_that_was_blocked_or_confirmed_move_nothing(model: Reco
         return lane.suspects
 
     suspects, played = asyncio.run(run()), Played(model)
-    assert suspects.among(["stolen", "honest", None]) == [True, False, False]
+    assert suspects.among(["stolen", "honest", None], [0, 0, 0]) == [True, False, False]
+    suspects.add(["stolen"], [NOON_MS])
     played.lane.suspects = suspects
     played.send(rush("new here", NOON_MS), card="stolen")
     lists = played.send([("a", "g0-0", NOON_MS + 1000), ("b", "never seen", NOON_MS + 1000)])
@@ -171,6 +173,13 @@ def test_a_filter_judges_the_item_that_is_named_also_where_its_place_in_the_tabl
     slots = places[places >= model.items].astype(np.int64) - model.items
     named = [trends.item_id(model, int(slot) + model.items) for slot in slots]
     assert len(slots) and np.array_equal(trends.hashes_of(slots), hash_strings(named))
+
+
+def test_a_card_is_suspect_for_as_long_as_it_ties_clicks_in_training() -> None:
+    suspects, day_ms = Suspects(), 86_400_000
+    suspects.add(["stolen", "stolen"], [NOON_MS, NOON_MS - day_ms])
+    times = [NOON_MS, NOON_MS + 30 * day_ms, NOON_MS + 30 * day_ms + 1]
+    assert TIE_DAYS == ties.TIE_DAYS and suspects.among(["stolen"] * 3, times) == [True, True, False]
 
 
 def learned(trends: Trends, clicks: list[Click], first: int = 0, mark_ms: int = NOON_MS) -> Trends:

@@ -8,14 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
 from features.errors import ArtifactError, SettingsError
 from features.recommender import Recommender
 from features.schema import load_schema
-from stream.ab import tally
+from stream.ab import Tallies
 from stream.ab_settings import AbSettings
 from stream.models import Served
 from stream.recommend import RecommendLane
@@ -96,7 +95,8 @@ def test_state_is_the_same_with_an_experiment_and_without(model: Recommender, ot
 def test_the_workers_counts_are_those_of_the_topic(model: Recommender, other: Recommender) -> None:
     world, worker = ran(model, other, HALF)
     registry = worker.pipeline._metrics.registry
-    tallies = tally(replace(HALF, window_s=10_000.0), [value for _, value in world.outputs["recommendations", 0]])
+    tallies = Tallies(replace(HALF, window_s=10_000.0))
+    tallies.add_all(value for _, value in world.outputs["recommendations", 0])
     tallies.newest_ms += 10**9
     for name, side in tallies.report()["variants"].items():
         counted = {
@@ -138,7 +138,3 @@ def test_b_is_a_named_version_another_directory_or_a_without_its_ranker(
     for wrong in ("000009", str(tmp_path / "nowhere")):
         with pytest.raises((ArtifactError, SettingsError), match=Path(wrong).name):
             b_of(model=wrong)
-
-
-def test_what_is_no_message_is_passed_over() -> None:
-    assert tally(HALF, [b"", b"{", b"[]", msgspec.json.encode({"recommendation_id": 1})]).answers == 0
