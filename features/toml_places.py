@@ -46,10 +46,10 @@ class Lines:
 
 
 def places(text: str, table: str) -> list[dict[str, Place]]:
-    """Of each ``[[table]]``, where the value of each of its keys lies.
+    """Of each ``[[table]]``, where the value of each of its keys lies, and under ``""`` the table itself.
 
     >>> [(key, place.offset) for key, place in places("[[a]]\\nb = 'c'\\n", "a")[0].items()]
-    [('b', 10)]
+    [('b', 10), ('', 0)]
     """
     found: list[dict[str, Place]] = []
     inside, at = False, 0
