@@ -231,7 +231,7 @@ class TrainerSettings:
     label_delay_days: Annotated[float, Meta(ge=0, le=365)] = 7.0
     train_days: Annotated[float, Meta(gt=0, le=36_500)] | None = None
     rows_max: Count = 1_000_000
-    ranker_queries: Annotated[int, Meta(ge=0, le=100_000_000)] = 66_000
+    ranker_queries: Annotated[int, Meta(ge=0, le=100_000_000)] = 132_000
     transactions: Path | None = None
     clicks: Path | None = None
     seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 1

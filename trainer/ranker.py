@@ -35,9 +35,9 @@ class RankerSettings:
     few. ``unseen_share`` of the newest block is kept for measuring.
     """
 
-    blocks: int = 2
+    blocks: int = 4
     block_share: float = 0.1
-    queries_max: int = 66_000
+    queries_max: int = 132_000
     queries_min: int = 200
     unseen_share: float = 0.1
     trees: int = 75
