@@ -97,6 +97,7 @@ class _Part:
     batch: ClickBatch
     marks: NDArray[np.int64]
     watermark: Watermark
+    items: NDArray[np.uint64]  # hashes of what was clicked
     long_session: list[bool] = field(default_factory=list)
     bought: list[list[int]] = field(default_factory=list)  # where repeat buying is off, item hashes by click
     earlier: dict[int, list[int]] = field(default_factory=dict)  # by row of the cycle, last items of a returning user
@@ -221,7 +222,7 @@ class RecommendLane:
             state.offsets = state.offsets | {topic: fresh[-1].offset + 1}
             marks, state.watermark = advance(state.watermark, batch.time)
             parts.append(_Part(partition, dict(state.offsets), answers, [fresh[i] for i in batch.rows], batch,
-                               marks, state.watermark))  # fmt: skip
+                               marks, state.watermark, hash_strings(batch.item_id)))  # fmt: skip
         return parts
 
     def _wrong_partition(self, batch: ClickBatch, partition: int) -> dict[int, Bad]:
@@ -281,7 +282,7 @@ class RecommendLane:
             batches = [part.batch for part in work]
             clicked = Clicked(
                 hashes, counts, np.concatenate([batch.time for batch in batches]),
-                np.concatenate([hash_strings(batch.item_id) for batch in batches]),
+                np.concatenate([part.items for part in work]),
                 [own for part in work for own in part.bought],
             )  # fmt: skip
             lists = partial(self._lists, rung=rung)
@@ -306,7 +307,7 @@ class RecommendLane:
         state, worker = self._partitions[part.partition], self._worker
         sessions, users = state.sessions, state.users
         events = hash_strings(part.batch.event_id).tolist()
-        items = hash_strings(part.batch.item_id).tolist()
+        items = part.items.tolist()
         bought = (part.batch.action == _BUY).tolist()
         ids = (part.batch.session_id, part.batch.user_id)
         columns = (events, items, part.batch.time.tolist(), part.marks.tolist(), bought)

@@ -224,35 +224,31 @@ def encode_head(head: Head) -> bytes:
     return msgspec.json.encode(head)
 
 
-class _Written(msgspec.Struct, frozen=True):
-    """Of a head, who wrote it."""
+class _Facts(msgspec.Struct, frozen=True):
+    """Of a head, what may be asked of another worker's too."""
 
     writer: str = ""
+    watermark: Watermark = UNMARKED
+
+
+def _facts(value: bytes | None) -> _Facts:
+    """What a head says; nothing where there is none, or it cannot be read."""
+    try:
+        return msgspec.json.decode(value or b"{}", type=_Facts)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _Facts()
 
 
 def written_since(value: bytes | None, writer: str) -> bool:
     """Whether a partition's head is of the write ``writer`` (as in :class:`Head`) or a later one of the same worker."""
-    try:
-        found = msgspec.json.decode(value or b"{}", type=_Written).writer
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return False
     worker, _, number = writer.rpartition(":")
-    other, _, count = found.rpartition(":")
+    other, _, count = _facts(value).writer.rpartition(":")
     return other == worker and int(count or 0) >= int(number or 0)
-
-
-class _Marked(msgspec.Struct, frozen=True):
-    """Of a head, its watermark."""
-
-    watermark: Watermark = UNMARKED
 
 
 def head_watermark(value: bytes | None) -> int:
     """The watermark in the head of a partition, which may be another worker's; 0 where there is none."""
-    try:
-        return msgspec.json.decode(value or b"{}", type=_Marked).watermark.time
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return 0
+    return _facts(value).watermark.time
 
 
 def decode_head(value: bytes, *, schema: str, partitions: int, where: str) -> Head:
