@@ -11,8 +11,9 @@ division by zero, are missing; ``missing(x)`` asks.
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NoReturn
 
@@ -107,9 +108,18 @@ def parse(text: str, names: Names) -> Node:
     return node
 
 
+def walk(node: Node) -> Iterator[Node]:
+    """All nodes of a tree, each before its parts. A long sum is a deep tree, so there is no call for each level."""
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting.extend(reversed(node.parts))
+
+
 def used(node: Node) -> list[Node]:
     """The columns that a tree reads, in order of appearance."""
-    return [node] if node.op == "column" else [column for part in node.parts for column in used(part)]
+    return [part for part in walk(node) if part.op == "column"]
 
 
 _Token = tuple[str, str, int]
@@ -198,7 +208,10 @@ class _Parser:
         token = self._take()
         kind, word, at = token
         if kind == "number":
-            return Node("constant", "number", at, value=float(word.replace("_", "")))
+            number = float(word.replace("_", ""))
+            if not math.isfinite(number):
+                raise Mistake(at, f"{word} is too large; numbers end at 1.7e308")
+            return Node("constant", "number", at, value=number)
         if kind == "text":
             return Node("constant", "text", at, value=word[1:-1])
         if kind == "name":

@@ -44,7 +44,8 @@ from features.rule_machine import (
     run,
 )
 
-_ARITHMETIC = {"+": ADD, "-": SUBTRACT, "*": MULTIPLY, "/": DIVIDE, "min": MINIMUM, "max": MAXIMUM}
+_CHAINED = {"+": ADD, "-": SUBTRACT, "*": MULTIPLY, "/": DIVIDE, "min": MINIMUM, "max": MAXIMUM, "and": BOTH,
+            "or": EITHER}  # fmt: skip
 _SINGLE = {"negative": NEGATE, "abs": ABSOLUTE, "not": NOT}
 
 
@@ -117,8 +118,8 @@ class _Writer:
             self._push(CONSTANT, self._constant(float(str(node.value))))
         elif op == "column":
             self._push(COLUMN, _number(node))
-        elif op in ("and", "or"):
-            self._choice(BOTH if op == "and" else EITHER, *parts)
+        elif op in _CHAINED:
+            self._chain(node)
         elif op in COMPARISONS:
             self._comparison(op, *parts)
         elif op in ("in", "not in"):
@@ -126,20 +127,25 @@ class _Writer:
         elif op == "missing" and parts[0].kind == "text":
             self._push(TEXT_MISSING, _number(parts[0]))
         else:
-            for part in parts:
-                self.write(part)
-            if op in _ARITHMETIC:
-                self._pop_two(_ARITHMETIC[op])
-            else:
-                self.code.append([MISSING_NUMBER if op == "missing" else _SINGLE[op], 0, 0, 0])
+            self.write(parts[0])
+            self.code.append([MISSING_NUMBER if op == "missing" else _SINGLE[op], 0, 0, 0])
 
-    def _choice(self, operation: int, left: Node, right: Node) -> None:
-        self.write(left)
-        skip = [SKIP, 0, 0, int(operation == EITHER)]
-        self.code.append(skip)
-        self.write(right)
-        self._pop_two(operation)
-        skip[1] = len(self.code)
+    def _chain(self, node: Node) -> None:
+        """``a + b + c`` is ``(a + b) + c``: what stands furthest left comes first, without a call for each level."""
+        chain: list[Node] = []
+        while node.op in _CHAINED:
+            chain.append(node)
+            node = node.parts[0]
+        self.write(node)
+        for joined in reversed(chain):
+            skip = None
+            if joined.kind == "truth":
+                skip = [SKIP, 0, 0, int(joined.op == "or")]
+                self.code.append(skip)
+            self.write(joined.parts[1])
+            self._pop_two(_CHAINED[joined.op])
+            if skip is not None:
+                skip[1] = len(self.code)
 
     def _comparison(self, op: str, left: Node, right: Node) -> None:
         if left.kind == "text":

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from features.catalogue import Catalogue
 from features.errors import SettingsError
-from features.expressions import Mistake, Names, Node, nearest, parse, used
+from features.expressions import Mistake, Names, Node, nearest, parse, used, walk
 from features.messages import ACTIONS, Action
 from features.rule_machine import ANOMALY, SCORE, Columns, Sets
 from features.rule_program import Program, compiled
@@ -37,6 +37,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}\Z")
 LIST_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}\Z")
 _KEYS = ("name", "when", "action", "reason", "priority", "shadow")
 _REASON_MAX = 500
+_AT = re.compile(r" \(at line (\d+), column (\d+)\)")
 _UNDECIDED = -1
 Lists = Mapping[str, Mapping[int, int]]
 
@@ -117,7 +118,7 @@ class Rules:
             If it cannot be read or used.
         """
         try:
-            text = path.read_bytes().decode("utf-8")
+            text = path.read_bytes().decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError([f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
         return cls.parse(text, catalogue, str(path))
@@ -175,12 +176,16 @@ class _Reader:
         self.lists: dict[str, str] = {}
         self._source = source
         self._lines = Lines(text)
+        self._tables: dict[str, Any] = {}
+        self._places: list[dict[str, Place]] = []
         try:
-            self._tables: dict[str, Any] = tomllib.loads(text)
+            self._tables = tomllib.loads(text)
+            self._places = places(text, "rule")
         except (ValueError, RecursionError) as error:  # also of integers and nesting that tomllib cannot hold
-            self.problems.append(f"{source}: not valid TOML: {error}")
-            self._tables = {}
-        self._places = places(text, "rule") if self._tables else []
+            at = _AT.search(str(error))
+            where = f":{at[1]}:{at[2]}" if at else ""
+            self.problems.append(f"{source}{where}: not valid TOML: {_AT.sub('', str(error))}")
+        self._text = text
         self._numbers = number_columns(catalogue)
         self._texts = text_columns(catalogue.schema)
         # A combination's fields have no column of their own.
@@ -190,13 +195,13 @@ class _Reader:
     def rules(self) -> tuple[list[Rule], list[Node]]:
         """The rules and their conditions."""
         for key in self._tables.keys() - {"rule", "lists"}:
-            self._tell(None, f"unknown key {key!r}; known are [[rule]] and [lists]")
+            self._tell(self._place(key), f"unknown key {key!r}; known are [[rule]] and [lists]")
         tables = self._tables.get("rule", [])
         if not isinstance(tables, list) or len(tables) != len(self._places):
-            self._tell(None, "each rule is a table of its own that begins with [[rule]]")
+            self._tell(self._place("rule"), "each rule is a table of its own that begins with [[rule]]")
             return [], []
         if len(tables) > RULES_MAX:
-            self._tell(None, f"{len(tables)} rules; at most {RULES_MAX}")
+            self._tell(self._places[RULES_MAX][""], f"{len(tables)} rules; at most {RULES_MAX}")
         self._read_lists(self._tables.get("lists", {}))
         names = Names(self._numbers, self._texts, {name: self._texts[of] for name, of in self.lists.items()})
         rules: list[Rule] = []
@@ -212,16 +217,25 @@ class _Reader:
                 conditions.append(condition)
         return rules, conditions
 
+    def _place(self, key: str) -> Place:
+        """Where a key of the text itself has its value, or the table of that name begins."""
+        root, tables = places(self._text, "")[0], places(self._text, key)
+        return tables[0][""] if tables else root.get(key, root[""])
+
     def _read_lists(self, tables: Any) -> None:
         if not isinstance(tables, dict) or len(tables) > LISTS_MAX:
-            self._tell(None, f"lists: expected a table [lists] of at most {LISTS_MAX} lines such as stolen = 'card'")
+            said = f"lists: expected a table [lists] of at most {LISTS_MAX} lines such as stolen = 'card'"
+            self._tell(self._place("lists"), said)
             return
+        where = next(iter(places(self._text, "lists")), {}) if tables else {}
         for name, of in tables.items():
+            place = where[name] if name in where else self._place("lists")
             if not LIST_NAME.match(name):
-                self._tell(None, f"lists.{name}: expected a name of at most 63 lower-case letters, digits and '_'")
-            elif of not in self._texts:
+                said = f"lists.{name}: expected a name of at most 63 lower-case letters, digits and '_'"
+                self._tell(place, said)
+            elif not isinstance(of, str) or of not in self._texts:
                 known = ", ".join(self._texts)
-                self._tell(None, f"lists.{name} = {of!r}: expected whose ids or values it holds, out of {known}")
+                self._tell(place, f"lists.{name} = {of!r}: expected whose ids or values it holds, out of {known}")
             else:
                 self.lists[name] = of
 
@@ -263,10 +277,7 @@ class _Reader:
             self._tell(place, f"rule {name!r}: {mistake}{hint}", mistake.at)
             return None
 
-    def _tell(self, place: Place | None, sentence: str, at: int = 0) -> None:
-        if place is None:
-            self.problems.append(f"{self._source}: {sentence}")
-            return
+    def _tell(self, place: Place, sentence: str, at: int = 0) -> None:
         offset = place.of(at)
         line, column = self._lines.place(offset)
         self.problems.append(f"{self._source}:{line}:{column}: {sentence}\n{self._lines.pointed(offset)}")
@@ -279,9 +290,5 @@ def _reads(condition: Node, names: Names) -> tuple[str, ...]:
         for name, column in known.items():
             columns.setdefault((kind, column), name)
     found = [columns[node.kind, node.value] for node in used(condition)]
-    return tuple(dict.fromkeys([*found, *_lists_of(condition)]))
-
-
-def _lists_of(node: Node) -> list[str]:
-    own = [node.value] if node.op in ("in", "not in") and isinstance(node.value, str) else []
-    return own + [name for part in node.parts for name in _lists_of(part)]
+    lists = [node.value for node in walk(condition) if node.op in ("in", "not in") and isinstance(node.value, str)]
+    return tuple(dict.fromkeys([*found, *lists]))

@@ -1,10 +1,11 @@
 """Where the keys and strings of a TOML text lie, which ``tomllib`` does not tell.
 
-In: a text that ``tomllib`` has accepted. Out: :class:`Place` of each key of each ``[[table]]``. Pure.
+In: a text that ``tomllib`` has accepted. Out: :class:`Place` of each key of a ``[table]`` or each ``[[table]]``. Pure.
 """
 
 from __future__ import annotations
 
+import tomllib
 from bisect import bisect_right
 from dataclasses import dataclass
 
@@ -28,10 +29,10 @@ class Lines:
     """Lines and columns of a text, both counted from 1."""
 
     def __init__(self, text: str) -> None:
-        self._lines = text.splitlines(keepends=True) or [""]
+        self._lines = text.split("\n")  # alone: other characters that Python takes for a line's end are none in TOML
         self._starts = [0]
         for line in self._lines[:-1]:
-            self._starts.append(self._starts[-1] + len(line))
+            self._starts.append(self._starts[-1] + len(line) + 1)
 
     def place(self, offset: int) -> tuple[int, int]:
         """Line and column of an offset."""
@@ -41,36 +42,47 @@ class Lines:
     def pointed(self, offset: int) -> str:
         """The line of an offset, and below it a caret at its column."""
         line, column = self.place(offset)
-        text = self._lines[line - 1].rstrip("\r\n").replace("\t", " ")
+        text = self._lines[line - 1].rstrip("\r").replace("\t", " ")
         return f"{text}\n{' ' * (column - 1)}^"
 
 
 def places(text: str, table: str) -> list[dict[str, Place]]:
-    """Of each ``[[table]]``, where the value of each of its keys lies, and under ``""`` the table itself.
+    """Of each ``[table]`` or ``[[table]]``, where the value of each of its keys lies; under ``""`` the table itself.
+
+    Of a dotted key it is the first part that has the place. ``""`` is the table that a text begins with.
 
     >>> [(key, place.offset) for key, place in places("[[a]]\\nb = 'c'\\n", "a")[0].items()]
     [('b', 10), ('', 0)]
     """
-    found: list[dict[str, Place]] = []
-    inside, at = False, 0
+    inside, at = not table, 0
+    found: list[dict[str, Place]] = [{"": Place(0)}] if inside else []
     while at < len(text):
         at = _skip_blank(text, at)
         if at >= len(text):
             break
         if text[at] == "[":
-            end = text.index("]", at) + 1
-            header = text[at:end].strip("[] \t").strip("\"'")
-            inside = text.startswith("[[", at) and header == table
+            brackets = 2 if text.startswith("[[", at) else 1
+            end = _end_of_key(text, at + brackets, "]")
+            inside = _parts(text[at + brackets : end]) == [table]
             if inside:
                 found.append({"": Place(at)})
-            at = end + 1 if text.startswith("[[", at) else end
+            at = end + brackets
             continue
-        equals = _end_of_key(text, at)
-        key, value = text[at:equals].strip(" \t").strip("\"'"), _skip_space(text, equals + 1)
+        equals = _end_of_key(text, at, "=")
+        key, value = _parts(text[at:equals])[0], _skip_space(text, equals + 1)
         at, characters = _value(text, value)
-        if inside:
-            found[-1][key] = Place(value, characters)
+        if inside and key:
+            found[-1].setdefault(key, Place(value, characters))
     return [{key: place for key, place in tables.items() if key} | {"": tables[""]} for tables in found]
+
+
+def _parts(key: str) -> list[str]:
+    """The parts of a dotted key, without quotes and escapes."""
+    table, parts = tomllib.loads(f"{key} = true"), list[str]()
+    while isinstance(table, dict):
+        parts += table
+        table = table[parts[-1]]
+    return parts
 
 
 def _skip_space(text: str, at: int) -> int:
@@ -90,9 +102,9 @@ def _skip_blank(text: str, at: int) -> int:
     return at
 
 
-def _end_of_key(text: str, at: int) -> int:
-    """Where the ``=`` after a key is; a quoted key may hold one."""
-    while text[at] != "=":
+def _end_of_key(text: str, at: int, sign: str) -> int:
+    """Where the sign after a key is; a quoted key may hold one."""
+    while text[at] != sign:
         quote = _quote(text, at)
         at = _string(text, at, quote)[0] if quote else at + 1
     return at
