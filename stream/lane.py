@@ -230,12 +230,12 @@ def after_sources(sources: Iterable[str]) -> dict[str, int]:
     return after
 
 
-def emitted_before(values: Iterable[bytes], kind: type[_Message], topics: Iterable[str]) -> dict[str, _Message]:
-    """Messages of an output's tail that answer one of ``topics``, by the source in their first field.
+def emitted_values(values: Iterable[bytes], kind: type[_Message], topics: Iterable[str]
+                   ) -> Iterator[tuple[str, _Message, bytes]]:  # fmt: skip
+    """Messages of an output's tail that answer one of ``topics``: the source in their first field, message and value.
 
     What is not of ``kind`` is somebody else's, and so is what answers another lane's input.
     """
-    found: dict[str, _Message] = {}
     for value in values:
         try:
             message = msgspec.json.decode(value, type=kind)
@@ -243,8 +243,12 @@ def emitted_before(values: Iterable[bytes], kind: type[_Message], topics: Iterab
             continue
         source = getattr(message, kind.__struct_fields__[0])
         if source.count(":") >= 2 and source.rsplit(":", 2)[0] in topics:
-            found[source] = message
-    return found
+            yield source, message, value
+
+
+def emitted_before(values: Iterable[bytes], kind: type[_Message], topics: Iterable[str]) -> dict[str, _Message]:
+    """The messages of :func:`emitted_values` by their source."""
+    return {source: message for source, message, _ in emitted_values(values, kind, topics)}
 
 
 def lagging_after(cut: Mapping[Target, Any], lagging: Callable[[Target], bool]) -> Callable[[Target], bool]:

@@ -43,7 +43,7 @@ from stream.lane import (
     Tally,
     Target,
     after_sources,
-    emitted_before,
+    emitted_values,
     misplaced,
     reached,
     refuse,
@@ -165,11 +165,11 @@ class RecommendLane:
         sources: set[str] = set()
         for topic, values in emitted.items():
             kind = LetterId if topic == self._topic_names.dead_letters else _AnswerId
-            found = emitted_before(values, kind, self.topics)
+            found = {source: value for source, _, value in emitted_values(values, kind, self.topics)}
             sources |= found.keys()
             state.done.update(f"{topic} {source}" for source in found)
             if kind is _AnswerId and self._worker.list_ttl_s:
-                state.emitted |= {s: v for v in values for s in emitted_before([v], kind, self.topics)}
+                state.emitted |= found
         state.answered = after_sources(sources)
         return state.answered
 

@@ -1,17 +1,17 @@
 """Cards that this worker knows to be tied to fraud: what they click moves no list.
 
 In: blocked decisions and labels that say fraud, of the fraud lane. Out: which clicks are of such a card, for
-:data:`TIE_DAYS` of event time. State owned: the newest :data:`CARDS_MAX` cards, in memory only, of the partitions that
-this worker holds. Training knows more (:mod:`trainer.ties`).
+:data:`features.ties.TIE_DAYS` of event time. State owned: the newest :data:`CARDS_MAX` cards, in memory only, of the
+partitions that this worker holds. Training knows more (:mod:`trainer.ties`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from features.ties import TIE_MS
+
 CARDS_MAX = 100_000
-TIE_DAYS = 30.0  # as in training: after that a card has another owner, or a new one
-_TIE_MS = int(TIE_DAYS * 86_400_000)
 
 
 class Suspects:
@@ -34,5 +34,5 @@ class Suspects:
     def among(self, cards: Sequence[str | None], times_ms: Sequence[int]) -> list[bool]:
         """Which clicks, by card and event time, are of one."""
         known = self._cards
-        return [card in known and time_ms - known[card] <= _TIE_MS
+        return [card in known and time_ms - known[card] <= TIE_MS
                 for card, time_ms in zip(cards, times_ms, strict=True)]  # fmt: skip

@@ -46,6 +46,7 @@ class ClickPart(Protocol):
     records: list[Record]
     batch: ClickBatch
     marks: Longs
+    items: Hashes
     long_session: list[bool]
 
 
@@ -78,12 +79,13 @@ class Trends:
         """The hashes of the items that :meth:`item_id` names for these slots, so that a filter judges what is shown."""
         return self._named[slots]
 
-    def learn(self, partition: int, offsets: Sequence[int], viewed: Sequence[str], before: Hashes,
+    def learn(self, partition: int, offsets: Sequence[int], viewed: Sequence[str], items: Hashes, before: Hashes,
               visitors: Sequence[str], times: Longs, marks: Longs, counts: NDArray[np.bool_]) -> None:  # fmt: skip
         """Count n clicks of one partition in the order of their offsets.
 
-        ``before`` uint64[n] is the hash of the item viewed before in the session, 0 for none; ``times`` and ``marks``
-        (watermarks) int64[n] in ms; ``counts`` bool[n] whether a click may count.
+        ``items`` uint64[n] are the hashes of the ids ``viewed``, ``before`` uint64[n] that of the item viewed before in
+        the session, 0 for none; ``times`` and ``marks`` (watermarks) int64[n] in ms; ``counts`` bool[n] whether a click
+        may count.
         """
         first = self._counted.get(partition, 0)
         wanted = counts & (np.array(offsets, np.int64) >= first)
@@ -94,7 +96,7 @@ class Trends:
         self._pass_time(int(time[wanted].max()))
         weight = np.where(wanted, np.exp2((time - self._from_ms) / self._half_ms), 0.0)
         slots = np.empty(len(weight), np.int64)
-        count_clicks(hash_strings(list(viewed)), before, hash_strings(list(visitors)), weight, self._counts, slots)
+        count_clicks(items, before, hash_strings(list(visitors)), weight, self._counts, slots)
         for i in np.flatnonzero(slots >= 0).tolist():
             self._ids[int(slots[i])] = viewed[i]
         named = slots[slots >= 0]
@@ -117,8 +119,8 @@ class Trends:
                 if suspects:
                     free &= ~np.array(suspects.among(batch.card_id, batch.time.tolist()), np.bool_)
                 visitors = [user or session for user, session in zip(batch.user_id, batch.session_id, strict=True)]
-                self.learn(part.partition, [record.offset for record in part.records], batch.item_id, before[rows],
-                           visitors, batch.time, part.marks, free)  # fmt: skip
+                self.learn(part.partition, [record.offset for record in part.records], batch.item_id, part.items,
+                           before[rows], visitors, batch.time, part.marks, free)  # fmt: skip
 
     def _pass_time(self, now_ms: int) -> None:
         if self._from_ms == 0:

@@ -10,6 +10,7 @@ import pytest
 
 from features.recommender import Recommender
 from features.schema import load_schema
+from features.ties import TIE_DAYS
 from stream.arrivals import Arrivals, _fields
 from stream.columns import transaction_rows
 from stream.settings import Settings
@@ -19,7 +20,7 @@ from trainer.artifacts import load
 from trainer.fit import FitSettings, fit
 from trainer.growing import GrowingHistory
 from trainer.manifest import Manifest
-from trainer.ties import TIE_DAYS, tied_clicks
+from trainer.ties import tied_clicks
 
 SCHEMA = load_schema()
 DAY_MS = 86_400_000

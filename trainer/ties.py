@@ -3,8 +3,8 @@
 In: canonical transactions and clicks. Out: which clicks are tied. Pure.
 
 A transaction is a fraud here if its label says so, or if the worker blocked it. It ties its card (the key entity, by
-the clicks' ``card_id``), its session and its user for :data:`TIE_DAYS` before and after it. A tied click ties the whole
-session that it lies in, and the user's clicks of that time.
+the clicks' ``card_id``), its session and its user for :data:`features.ties.TIE_DAYS` before and after it. A tied click
+ties the whole session that it lies in, and the user's clicks of that time.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from features.schema import ID_SEPARATOR, TransactionSchema
+from features.ties import TIE_MS
 
-TIE_DAYS = 30.0  # a card that was stolen years ago has an owner today
-_TIE_MS = int(TIE_DAYS * 86_400_000)
 Mask = NDArray[np.bool_]
 
 
@@ -69,5 +68,5 @@ def _near(column: pa.ChunkedArray, times: NDArray[np.int64], ids: pa.ChunkedArra
     np.maximum.at(last, codes[codes >= 0], when[codes >= 0])
     at = pc.fill_null(pc.index_in(column, value_set=known), -1).to_numpy()
     held = np.maximum(at, 0)
-    inside: Mask = (at >= 0) & (times >= first[held] - _TIE_MS) & (times <= last[held] + _TIE_MS)
+    inside: Mask = (at >= 0) & (times >= first[held] - TIE_MS) & (times <= last[held] + TIE_MS)
     return inside
