@@ -63,6 +63,7 @@ from stream.sessions import (
     start_from_earlier,
 )
 from stream.settings import Settings
+from stream.store import FIELDS_MAX
 from stream.suspects import Suspects
 from stream.trending import Trends
 from stream.variants import Experiment
@@ -120,7 +121,7 @@ class RecommendLane:
         self.partitions = topics.click_partitions
         self.topics = (topics.clicks,)
         self.outputs = (topics.recommendations, topics.dead_letters)
-        self.records_max = 3000
+        self.records_max = FIELDS_MAX // 2  # a click's session and its user
         self._topic_names = topics
         self._worker = worker
         self._session_ms, self._user_ms = int(worker.session_days * 86_400_000), int(worker.user_days * 86_400_000)

@@ -30,7 +30,7 @@ from stream.recommend import RecommendLane
 from stream.rules import RulesHolder
 from stream.settings import Settings, TopicSettings, WorkerSettings
 from stream.station import Bounds, Station
-from stream.store import HEAD, Write, conflict
+from stream.store import FIELDS_MAX, HEAD, Write, conflict
 
 SCHEMA = load_schema()
 START_MS = 1_600_000_000_000
@@ -153,8 +153,9 @@ class MemoryStore:
         return len(gone)
 
     async def apply(self, writes: Sequence[Write]) -> None:
-        """As StateStore."""
+        """As StateStore; what a script of Redis cannot pass on is refused as loudly as there."""
         await self._wait()
+        assert all(len(write.fields) <= FIELDS_MAX for write in writes), "too many results to unpack"
         fault, self.fault = (self.fault, "") if any(write.fields for write in writes) else ("", self.fault)
         if fault == "down":
             raise RedisUnavailable("Redis is down")

@@ -28,6 +28,7 @@ from stream.sessions import (
     fold,
 )
 from stream.settings import Settings
+from stream.store import FIELDS_MAX
 from tests.fakes import START_MS, FakeLister, FakeRecommender, FakeWorker, World, item_number
 from tests.sessions import checkerboard, fitted
 
@@ -189,3 +190,19 @@ def test_the_cache_holds_sessions_and_users_to_its_capacity_the_least_recently_u
         held.hits + held.misses >= 30
         and int(hash_strings(["apple"])[0]) in decode_user(world.hashes["recommend"][0][b"user:u0"]).items
     )
+
+
+def test_a_burst_of_clicks_each_of_its_own_session_and_user_is_written_in_portions_that_redis_can_take() -> None:
+    world = World()
+    for n in range(FIELDS_MAX + 10):
+        world.log.click(f"k{n}", n, f"s{n}", "i", f"u{n}")
+
+    async def run() -> None:
+        worker = world.worker(cache=20_000)
+        await worker.take_over()
+        async with asyncio.timeout(120):  # more would be refused, and tried again for ever
+            await worker.finish()
+
+    asyncio.run(run())
+    assert len(world.answers("recommendations")) == FIELDS_MAX + 10
+    assert len(world.state()["recommend"][0]) == 2 * (FIELDS_MAX + 10)
