@@ -7,6 +7,7 @@ for, the vectors. Reads files only; needs neither Kafka nor Redis.
 from __future__ import annotations
 
 import os
+import re
 import resource
 import sys
 import time
@@ -34,6 +35,8 @@ from trainer.history import read_labels, read_transactions, reading
 from trainer.vectors import Vectors
 from trainer.verdicts import Verdicts, verdicts_of
 
+_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -56,12 +59,14 @@ def day_ms(text: str, flag: str = "--test-start") -> int:
     Raises
     ------
     SettingsError
-        If it is no date.
+        If it is no date as ISO 8601 writes it with hyphens.
 
     >>> day_ms("2018-08-08")
     1533686400000
     """
     try:
+        if not _DATE.fullmatch(text):  # numpy also takes "", "2018" and "now" for one
+            raise ValueError
         return int(np.datetime64(text, "D").astype("datetime64[ms]").astype(np.int64))
     except ValueError:
         raise SettingsError([f"{flag} = {text!r}: expected a date such as 2018-08-08"]) from None

@@ -21,6 +21,7 @@ from stream.options import (
     settings_file,
     settings_of,
 )
+from stream.settings import CASES_MAX
 
 looking_back = typer.Typer(add_completion=False)
 looking_back.add_typer(backtests, name="backtest")
@@ -69,7 +70,7 @@ def explain(
 def whatif(
     first: Annotated[str, typer.Option("--from", metavar="DATE", help="First day, in UTC")],
     last: Annotated[str, typer.Option("--to", metavar="DATE", help="Last day")],
-    cases_per_day: Annotated[float | None, typer.Option(min=1, help="Cards to alert a day")] = None,
+    cases_per_day: Annotated[float | None, typer.Option(min=1, max=CASES_MAX, help="Cards to alert a day")] = None,
     rules: Annotated[Path | None, typer.Option(help="File of rules")] = None,
     held: Annotated[list[str] | None, typer.Option("--list", metavar="NAME=FILE",
                                                    help="What a list of the rules holds, an id in each line")] = None,

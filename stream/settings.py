@@ -73,6 +73,7 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
 Milliseconds = Annotated[int, Meta(ge=0, le=86_400_000)]
 Cost = Annotated[float, Meta(gt=0, le=1e12)]
+CASES_MAX = 1_000_000  # cards of a day that an alert budget remembers
 Probability = Annotated[float, Meta(ge=0, le=1)]
 Text = Annotated[str, Meta(min_length=1)]
 SecretText = Annotated[str, Secret()]
@@ -190,7 +191,7 @@ class WorkerSettings:
     score_deadline_ms: Annotated[float, Meta(gt=0, le=86_400_000)] | None = None
     anomaly_review: Probability = 0.995
     default_action: Action = "allow"
-    cases_per_day: Count | None = None
+    cases_per_day: Annotated[int, Meta(ge=1, le=CASES_MAX)] | None = None
     cost_review: Cost | None = None
     cost_block: Cost | None = None
     cost_recovered: Annotated[float, Meta(gt=0, le=1)] = 1.0

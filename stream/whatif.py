@@ -40,6 +40,7 @@ from trainer.verdicts import verdicts_of
 
 _WARM_DAYS = 14  # days before that show an alert budget how busy the hours are
 _COST_MAX = 1e12  # as in the settings
+_SCORED = ("event_id", "score", "anomaly", "action")
 _ROWS = {
     "alerts": "alerts", "blocked": "of them blocked", "cases": "cases (cards a day)", "cases_per_day": "cases a day",
     "cases_of_busiest_day": "cases of the busiest day", "frauds": "known frauds", "frauds_caught": "of them alerted",
@@ -119,7 +120,7 @@ def run(settings: Settings, schema: TransactionSchema, options: Options, *, as_j
         cases = _cases(settings, schema, table, options)
         hits = None
         if rules is not None:
-            x = _vectors(table, schema, catalogue.names, options, progress, notes)
+            x = _vectors(table, settings, schema, catalogue.names, options, progress, notes)
             columns = rule_columns(table, schema, x, cases.score, table["anomaly"].to_numpy())
             hits = rules.evaluate(columns, rules.sets(lists))
             if empty := sorted(rules.lists.keys() - lists.keys()):
@@ -154,13 +155,11 @@ def run(settings: Settings, schema: TransactionSchema, options: Options, *, as_j
 def _of_file(settings: Settings, schema: TransactionSchema, options: Options) -> pa.Table:
     """The scored transactions of a history with the backtest's columns."""
     assert options.transactions is not None and options.scores is not None
-    history = read_transactions(options.transactions, schema, int(settings.trainer.label_delay_days * DAY_MS))
-    try:
-        scores = pq.read_table(options.scores, columns=["event_id", "score", "anomaly", "action"])
-    except (OSError, pa.ArrowException) as error:
-        raise HistoryError(f"{options.scores}: not the scores of `headrace backtest fraud --out`: {error}") from None
+    history = read_transactions(options.transactions, schema, _delay_ms(settings))
+    scores = _backtested(options.scores)
     history = history.append_column("fraud", pa.array(verdicts_of(history, schema).as_of()[0]))
     history = history.append_column("row", pa.array(np.arange(history.num_rows)))
+    history = history.take(pa.array(_firsts(history[schema.id])))  # a repeat has the decision of the first
     place = pc.index_in(history[schema.id], value_set=scores["event_id"].combine_chunks())
     known = history.filter(pc.is_valid(place))
     told = scores.take(pc.drop_null(place))
@@ -168,6 +167,27 @@ def _of_file(settings: Settings, schema: TransactionSchema, options: Options) ->
         known = known.append_column(name, told[name])
     everywhere = np.ones(known.num_rows, np.bool_)  # a backtest scores all, and runs no rules
     return known.append_column("scored", pa.array(everywhere)).append_column("ruled", pa.array(~everywhere))
+
+
+def _backtested(file: Path) -> pa.Table:
+    """What `headrace backtest fraud` wrote about each event."""
+    try:
+        if missing := {*_SCORED}.difference(pq.read_schema(file).names):
+            raise pa.ArrowInvalid(f"it has no column {' and none '.join(sorted(missing))}")
+        return pq.read_table(file, columns=list(_SCORED))
+    except (OSError, pa.ArrowException) as error:
+        raise HistoryError(f"{file}: not the scores of `headrace backtest fraud --out`: {error}") from None
+
+
+def _delay_ms(settings: Settings) -> int:
+    return int(settings.trainer.label_delay_days * DAY_MS)
+
+
+def _firsts(column: pa.ChunkedArray | pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Where each different value comes for the first time, ascending."""
+    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    _, first = np.unique(values.dictionary_encode().indices.to_numpy(), return_index=True)
+    return np.sort(first)
 
 
 def _of_archive(settings: Settings, schema: TransactionSchema, options: Options) -> pa.Table:
@@ -186,6 +206,7 @@ def _of_archive(settings: Settings, schema: TransactionSchema, options: Options)
         if not decided.num_rows or not given.num_rows:
             continue
         decided = decided.filter(pc.invert(pc.fill_null(decided["duplicate"], False)))
+        decided = decided.take(pa.array(_firsts(_source(decided, "source_offset"))))  # one may be written twice
         place = pc.index_in(_source(decided, "source_offset"), value_set=_source(given, "record_offset"))
         there = pc.is_valid(place)
         decided, given = decided.filter(there), given.take(pc.drop_null(place))
@@ -265,11 +286,11 @@ def _ids(table: pa.Table, entity: Any) -> pa.Array:
     return entity_ids(table, entity).dictionary_decode().cast(pa.string())
 
 
-def _vectors(table: pa.Table, schema: TransactionSchema, names: list[str], options: Options, progress: Any,
-             notes: list[str]) -> np.ndarray[Any, Any]:  # fmt: skip
+def _vectors(table: pa.Table, settings: Settings, schema: TransactionSchema, names: list[str], options: Options,
+             progress: Any, notes: list[str]) -> np.ndarray[Any, Any]:  # fmt: skip
     """The features that rules may ask about: replayed of a file, or as sampled decisions of the archive carry them."""
     if options.transactions is not None:
-        history = read_transactions(options.transactions, schema, 7 * DAY_MS)
+        history = read_transactions(options.transactions, schema, _delay_ms(settings))
         vectors = history_vectors(history, schema, progress=lambda done, total: progress("replay", done, total))
         return np.asarray(vectors.x[table["row"].to_numpy()])
     x = np.full((table.num_rows, len(names)), np.nan)

@@ -199,6 +199,8 @@ def test_test_days_without_fraud_are_told_and_never_nan(history: Path, table: pa
 
 @pytest.mark.parametrize(("flags", "words"), [
     (["--test-start", "next week"], "expected a date such as 2018-08-08"),
+    (["--test-start", ""], "expected a date such as 2018-08-08"),
+    (["--test-start", "20180808"], "expected a date such as 2018-08-08"),
     (["--test-start", "2018-08-08", "--train-days", "some"], "expected a number of days from 1 to 36500, or all"),
     (["--test-start", "1999-01-01"], "training would begin on"),
 ])  # fmt: skip

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from features.costs import Costs
 from features.whatif import Cases, act, outcome
 from stream.cli import app
+from stream.whatif import _firsts
 
 DAY = 86_400_000
 T0 = 1_767_225_600_000  # 2026-01-01
@@ -151,6 +152,31 @@ def test_a_backtest_is_judged_again_with_rules_thresholds_and_a_budget(tmp_path:
     assert table.exit_code == 0 and "as decided" in table.output and "cases of the busiest day" in table.output
 
 
+def test_a_repeat_in_a_history_is_one_transaction(tmp_path: Path) -> None:
+    history, scores, _ = files(tmp_path)
+    flags = ["--from", "2026-01-11", "--to", "2026-01-12", "--transactions", str(history), "--scores", str(scores)]
+    once = json.loads(command(*flags, "--review-score", "0.2", "--json").stdout)
+    table = pq.read_table(history)
+    pq.write_table(pa.concat_tables([table, table.slice(table.num_rows - 300)]).sort_by("event_time"), history)
+    assert json.loads(command(*flags, "--review-score", "0.2", "--json").stdout) == once
+
+
+def test_rules_ask_what_was_known_by_the_label_delay_of_the_settings(tmp_path: Path) -> None:
+    history, scores, _ = files(tmp_path)
+    rules = tmp_path / "rules.toml"
+    rules.write_text("[[rule]]\nname = 'bad'\nwhen = 'merchant_fraud_count_30d > 0'\naction = 'review'\n"
+                     "reason = 'one'\n", encoding="utf-8")  # fmt: skip
+    flags = ["--from", "2026-01-05", "--to", "2026-01-06", "--transactions", str(history), "--scores", str(scores)]
+    found = []
+    for days in (7, 1):
+        config = tmp_path / "headrace.toml"
+        config.write_text(f"[trainer]\nlabel_delay_days = {days}\n", encoding="utf-8")
+        done = command(*flags, "--rules", str(rules), "--config", str(config), "--json")
+        found.append(json.loads(done.stdout))
+    assert found[0]["what_if"] == found[0]["decided"], "no label is a week old yet"
+    assert found[1]["what_if"]["alerts"] > found[1]["decided"]["alerts"]
+
+
 @pytest.mark.parametrize(("flags", "words"), [
     (["--from", "2026-01-11", "--to", "2026-01-12"], "nothing would differ: give --cases-per-day"),
     (["--from", "2026-01-12", "--to", "2026-01-11", "--cases-per-day", "5"], "lies before"),
@@ -158,6 +184,10 @@ def test_a_backtest_is_judged_again_with_rules_thresholds_and_a_budget(tmp_path:
      "--cases-per-day and --cost-block: expected one of them"),
     (["--from", "2026-01-11", "--to", "2026-01-12", "--cost-review", "0"], "--cost-review = 0: expected more than 0"),
     (["--from", "2026-01-11", "--to", "2026-01-12", "--cases-per-day", "5", "--list", "a=b"], "expected --rules FILE"),
+    (["--from", "2026", "--to", "2026-01-11", "--cases-per-day", "5"], "--from = '2026': expected a date"),
+    (["--from", "NaT", "--to", "2026-01-11", "--cases-per-day", "5"], "--from = 'NaT': expected a date"),
+    (["--from", "2026-01-11", "--to", "2026-01-12", "--cases-per-day", "inf"], "--cases-per-day"),
+    (["--from", "2026-01-11", "--to", "2026-01-12", "--cases-per-day", "5", "OTHER"], "it has no column action"),
     (["--from", "monday", "--to", "2026-01-11", "--cases-per-day", "5"], "--from = 'monday': expected a date"),
     (["--from", "2026-01-11", "--to", "2026-01-12", "--cases-per-day", "5"], "give --archive URL"),
     (["--from", "2025-01-11", "--to", "2025-01-12", "--cases-per-day", "5", "FILE"], "there are some from 2026-01-01"),
@@ -165,6 +195,12 @@ def test_a_backtest_is_judged_again_with_rules_thresholds_and_a_budget(tmp_path:
 ])  # fmt: skip
 def test_what_cannot_be_answered_is_said_with_the_way_out(tmp_path: Path, flags: list[str], words: str) -> None:
     history, scores, _ = files(tmp_path)
-    more = {"FILE": ["--transactions", str(history), "--scores", str(scores)], "HALF": ["--scores", str(scores)]}
+    more = {"FILE": ["--transactions", str(history), "--scores", str(scores)], "HALF": ["--scores", str(scores)],
+            "OTHER": ["--transactions", str(history), "--scores", str(history)]}  # fmt: skip
     done = command(*(word for flag in flags for word in more.get(flag, [flag])))
     assert done.exit_code == 2 and words in done.output
+
+
+def test_what_was_written_twice_counts_where_it_came_first() -> None:
+    assert _firsts(pa.chunked_array([["b", "a"], ["b", "c", "a"]])).tolist() == [0, 1, 3]
+    assert _firsts(pa.array([], pa.int64())).tolist() == []
