@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from features.catalogue import Catalogue, build_catalogue
-from features.kernel import TRANSACTION
 from features.rule_machine import NEVER
 from features.schema import load_schema
+from features.texts import Texts
 from stream.deciding import Decided, Policy, Seen
-from stream.lane import Tally
 from stream.metrics import Metrics
+from stream.rule_books import RuleBooks
 from stream.rules import RulesHolder
 from stream.settings import WorkerSettings
 
@@ -51,18 +51,18 @@ def _microseconds(policy: Policy, holder: RulesHolder, catalogue: Catalogue, n: 
     x = rng.lognormal(3.0, 1.0, (n, len(catalogue.features)))
     x[:, catalogue.names.index("card_merchant_seen")] = 0.0
     ids, times = rng.integers(0, 1 << 60, (2, n)), np.full(n, 1_700_000_000_000)
-    part: Any = SimpleNamespace(batch=SimpleNamespace(time=times, category_hash=np.zeros((n, 0), np.int64)),
-                                hashes=list(ids), records=[None] * n)  # fmt: skip
-    operations: Any = SimpleNamespace(
-        kind=np.full(n, TRANSACTION, np.int8), event_hash=ids[0], fraud=np.zeros(n, np.int8)
-    )
-    score, rows, repeat = rng.random(n), np.arange(n), np.zeros(n, np.int8)
+    event_id, books = Texts.of([str(number) for number in ids[0].tolist()]), RuleBooks("transactions")
+    batch = SimpleNamespace(time=times, category_hash=np.zeros((n, 0), np.int64), event_id=event_id)
+    part: Any = SimpleNamespace(batch=batch, hashes=list(ids), records=[None] * n, labels=(), partition=0)
+    score, repeat = rng.random(n), np.zeros(n, np.int8)
+    books.resume(0, ())
     found = []
     for _ in range(_REPEATS[n]):
         decided = Decided(score, score, np.zeros(n, np.int8), np.zeros(n), np.zeros(n, np.int8))
         start = time.thread_time_ns()
         policy._apply(holder.current, Seen([part], x), decided)
-        policy.count(operations, rows, repeat, decided, Tally())
+        books.count([part], decided, repeat, [{}])
+        _ = books.changed(0), books.standing()
         found.append((time.thread_time_ns() - start) / 1000)
     return round(statistics.median(found), 1)
 

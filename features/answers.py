@@ -123,9 +123,11 @@ def _allowed(topic: _U8, partition: int, offsets: _Ints, id_data: _U8, id_starts
         ends[i] = at
 
 
-def trailing(rules: Sequence[str], shadow_rules: Sequence[str], degraded: str | None) -> bytes:
+def trailing(rules: Sequence[str], shadow_rules: Sequence[str], rules_version: str | None, degraded: str | None
+             ) -> bytes:  # fmt: skip
     """The end of a decision whose reasons are not partial, behind its ``review_score``."""
-    fields = {"rules": rules, "shadow_rules": shadow_rules, "degraded": degraded, "reasons_partial": False}
+    fields = {"rules": rules, "shadow_rules": shadow_rules, "rules_version": rules_version, "degraded": degraded,
+              "reasons_partial": False}  # fmt: skip
     return b"," + msgspec.json.encode(fields)[1:]
 
 

@@ -101,7 +101,8 @@ class Decision(msgspec.Struct, kw_only=True):
     both in 0..1. ``label_position`` is the next offset of the label partition of the same number: all labels below it
     were known. ``duplicate`` marks a transaction whose event id was decided before; it repeats that decision.
     ``review_score`` is the review threshold that was in force; None where no score was compared. ``rules`` hit,
-    ``shadow_rules`` hit too and only watch. ``degraded`` says why it was made with less than everything.
+    ``shadow_rules`` hit too and only watch, ``rules_version`` is that of the rules' file (None: there are no rules).
+    ``degraded`` says why it was made with less than everything.
     ``reasons_partial``: there was no time for all reasons. ``values`` are all features by name, of a sample of the
     decisions (``worker.vector_sample``).
     """
@@ -120,6 +121,7 @@ class Decision(msgspec.Struct, kw_only=True):
     review_score: float | None = None
     rules: list[str] = []
     shadow_rules: list[str] = []
+    rules_version: str | None = None
     degraded: str | None = None
     reasons_partial: bool = False
     values: dict[str, float | None] | msgspec.UnsetType = msgspec.UNSET
@@ -144,6 +146,7 @@ class Alert(msgspec.Struct, kw_only=True):
     review_score: float | None = None
     rules: list[str] = []
     shadow_rules: list[str] = []
+    rules_version: str | None = None
     degraded: str | None = None
     reasons_partial: bool = False
 

@@ -36,7 +36,8 @@ _DECISION = pa.schema([
     ("score", pa.float64()), ("anomaly", pa.float64()), ("action", pa.string()), ("reasons", pa.list_(pa.string())),
     ("model_version", pa.string()), ("label_position", pa.int64()), ("duplicate", pa.bool_()),
     ("review_score", pa.float64()), ("rules", pa.list_(pa.string())), ("shadow_rules", pa.list_(pa.string())),
-    ("degraded", pa.string()), ("reasons_partial", pa.bool_()), ("values", pa.map_(pa.string(), pa.float64())),
+    ("rules_version", pa.string()), ("degraded", pa.string()), ("reasons_partial", pa.bool_()),
+    ("values", pa.map_(pa.string(), pa.float64())),
 ])  # fmt: skip
 _CLICK = pa.schema([(name, _TIMES if name == "event_time" else pa.string()) for name in CLICK_FIELDS])
 _ROW_GROUP = 50_000

@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 
 from features import costs
 from features.costs import Costs
-from features.engine import Operations
 from features.errors import SettingsError
-from features.kernel import LABEL
 from features.messages import ACTIONS, Reason
 from features.rule_machine import Columns
 from features.rules import Rule
@@ -30,8 +28,7 @@ from features.scoring import FraudModel, by_thresholds
 from features.texts import Texts
 from stream.fallback import DEGRADED, Fallback
 from stream.intake import Emitted, Part
-from stream.lane import Tally
-from stream.rules import RuleCounts, RulesHolder, RulesInUse
+from stream.rules import RulesHolder, RulesInUse
 from stream.settings import WorkerSettings
 
 Floats = NDArray[np.float64]
@@ -99,7 +96,8 @@ class Decided:
     ``score`` and ``anomaly`` float64[n] in 0..1; ``action`` int8[n], an index of ``ACTIONS``; ``review_score``
     float64[n]: the review threshold in force, NaN where no score was compared; ``degraded`` int8[n], an index of
     ``DEGRADED``. ``hits`` bool[n, R] says which of the R ``rules`` hit, and ``watching`` bool[R] which of them only
-    watch; None where no rule hit anything. ``reasons`` gives those that asked for an action.
+    watch; None where no rule hit anything. ``reasons`` gives those that asked for an action; ``rules_version``
+    is that of the rules that were asked, None without any.
     """
 
     score: Floats
@@ -111,6 +109,7 @@ class Decided:
     rules: Sequence[str] = ()
     watching: NDArray[np.bool_] | None = None
     reasons: Callable[[NDArray[np.bool_], int], list[Rule]] | None = None
+    rules_version: str | None = None
 
     def adopt(self, i: int, emitted: Emitted) -> None:
         """Put a decision that was emitted before in the place of row ``i``."""
@@ -165,7 +164,6 @@ class Policy:
     def __init__(self, worker: WorkerSettings, schema: TransactionSchema, rules: RulesHolder | None = None) -> None:
         self._worker = worker
         self._rules = rules
-        self._counts = RuleCounts()
         self.fallback = Fallback(worker)
         self._costs: Costs | None = None
         if worker.cost_review is not None or worker.cost_block is not None:
@@ -194,27 +192,12 @@ class Policy:
 
     def _apply(self, in_use: RulesInUse, seen: Seen, decided: Decided) -> None:
         """Have the rules change the actions, and note which hit."""
+        decided.rules_version = in_use.rules.version
         hits = in_use.judge(Columns(seen.x, decided.score, decided.anomaly, seen.time, seen.texts))
         if hits.matrix.any():
             decided.action = hits.applied(decided.action)
             decided.hits, decided.rules, decided.watching = hits.matrix, in_use.rules.names, in_use.rules.shadow
             decided.reasons = in_use.rules.reasons
-
-    def count(self, operations: Operations, rows: NDArray[np.int64], repeat: NDArray[np.int8], decided: Decided,
-              tally: Tally) -> None:  # fmt: skip
-        """Count what the rules hit, and the verdicts on what they hit before.
-
-        ``rows`` int64[n] are the transactions among the operations, ``repeat`` int8[n] those that were decided before.
-        """
-        if self._rules is None:
-            return
-        labels = operations.kind == LABEL
-        if labels.any():
-            self._counts.verdicts(operations.event_hash[labels], operations.fraud[labels], tally)
-        if decided.hits is not None and decided.watching is not None:
-            first = repeat == 0
-            keys = tuple(zip(decided.rules, decided.watching.tolist(), strict=True))
-            self._counts.hits(keys, decided.hits[first], operations.event_hash[rows][first], tally)
 
     def _act(self, seen: Seen, score: Floats, model: FraudModel | None) -> tuple[NDArray[np.int8], Floats]:
         """Actions, and the review threshold in force at each; with an alert budget it decides later, see

@@ -7,7 +7,7 @@ code 0 where everything published is the same to the bit, 1 where something diff
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ from features.schema import Schema
 from features.scoring import FraudModel
 from stream.archive import archive_store
 from stream.archived import Archive
+from stream.explain_rules import RulesAgain, rules_again
+from stream.explain_rules import told as rules_told
 from stream.models import NO_VERSION
 from stream.past_vector import PastVector, Replayer
 from stream.progress import progress_bar
@@ -36,12 +38,15 @@ _DECIMALS = 6
 _CHANGES_MAX = 5
 _COLUMNS = ("record_partition", "source_offset", "event_id", "key", "event_time", "score", "anomaly", "action",
             "reasons", "model_version", "label_position", "duplicate", "review_score", "rules", "shadow_rules",
-            "degraded", "values")  # fmt: skip
+            "rules_version", "degraded", "values")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What was published, what came out again, and why. ``differs`` names what is not the same to the bit."""
+    """What was published, what came out again, and why. ``differs`` names what is not the same to the bit.
+
+    ``rules`` is what the rules of the settings say now; None where there are none.
+    """
 
     published: Mapping[str, Any]
     past: PastVector
@@ -52,10 +57,12 @@ class Explanation:
     changes: list[dict[str, Any]]
     differs: list[str]
     compared: int
+    rules: RulesAgain | None = None
 
 
-def explain(settings: Settings, schema: Schema, archive: Archive, event_id: str, progress: Any) -> Explanation:
-    """Find, replay, compare.
+def explain(settings: Settings, schema: Schema, archive: Archive, event_id: str, progress: Any,
+            lists: Sequence[str] = ()) -> Explanation:  # fmt: skip
+    """Find, replay, compare. ``lists`` are files with what lists of the rules held, ``NAME=FILE``.
 
     Raises
     ------
@@ -76,12 +83,18 @@ def explain(settings: Settings, schema: Schema, archive: Archive, event_id: str,
     review, block = _thresholds(settings, published, model)
     differs, compared = _differences(published, past, score, anomaly, catalogue.names)
     level = {"allow": review, "review": review, "block": block}[published["action"]]
+    rules = None
+    if settings.worker.rules is not None:
+        rules = rules_again(settings.worker.rules, lists, catalogue, settings.worker, published, past,
+                            (score, anomaly), (review, block))  # fmt: skip
+        differs += rules.differs
     found = changes(split_values(model.text), past.x, lambda x: np.round(model.probability_many(x), _DECIMALS), level,
                     below=published["action"] != "allow")  # fmt: skip
     told = [{"feature": catalogue.names[c.feature], "was": _plain(past.x[c.feature]), "value": c.value,
              "score": c.score, "text": sentence(catalogue.features[c.feature], c.value)}
             for c in found[:_CHANGES_MAX]]  # fmt: skip
-    return Explanation(published, past, score, anomaly, (review, block), model.reasons(past.x), told, differs, compared)
+    return Explanation(published, past, score, anomaly, (review, block), model.reasons(past.x), told, differs, compared,
+                       rules)  # fmt: skip
 
 
 def _find(settings: Settings, archive: Archive, event_id: str) -> dict[str, Any]:
@@ -179,6 +192,8 @@ def facts_of(found: Explanation, names: list[str]) -> dict[str, Any]:
         "features": dict(zip(names, map(_plain, found.past.x.tolist()), strict=True)),
         "reasons": [msgspec.to_builtins(reason) for reason in found.reasons],
         "would_have_to_differ": found.changes,
+        "rules": None if found.rules is None else msgspec.to_builtins(found.rules) | {
+            "same_file": found.rules.same_file},
         "same": not found.differs, "differs": found.differs, "compared": found.compared,
         "replayed_records": found.past.folded,
     }  # fmt: skip
@@ -197,6 +212,10 @@ def show(found: Explanation, names: list[str], partitions: int, console: Console
     for what, rules in (("rules that hit", p["rules"]), ("rules in shadow that hit", p["shadow_rules"])):
         if rules:
             console.print(f"{what}: {', '.join(rules)}")
+    for line in rules_told(found.rules) if found.rules is not None else []:
+        console.print(line)
+    if found.rules is None and p["rules_version"] is not None:
+        console.print(f"rules of version {p['rules_version']} were asked; give --rules FILE to ask them again")
     for reason in found.reasons:
         console.print(f"  {reason.contribution:+.2f}  {reason.text}")
     table = Table("feature", "value", title="Features", title_justify="left")
@@ -211,16 +230,18 @@ def show(found: Explanation, names: list[str], partitions: int, console: Console
         console.print(f"  {change['feature']} at {change['value']:.6g} instead of {was}: score {change['score']}")
     if not found.differs:
         console.print(f"[green]same to the bit[/]: {found.compared} published figures, {found.past.folded:,} records "
-                      "folded again")  # fmt: skip
+                      "folded again"
+                      + (", and the same rules hit" if found.rules is not None and found.rules.same_file
+                         else ""))  # fmt: skip
         return
-    console.print(f"[red]{len(found.differs)} of {found.compared} published figures differ:[/]")
+    console.print(f"[red]of {found.compared} published figures, and the rules, {len(found.differs)} differ:[/]")
     for line in found.differs:
         console.print(f"  {line}")
     if partitions > 1:
         console.print("With several partitions, entities that they share depend on what the worker had read of each.")
 
 
-def run(settings: Settings, schema: Schema, event_id: str, *, as_json: bool) -> int:
+def run(settings: Settings, schema: Schema, event_id: str, lists: Sequence[str] = (), *, as_json: bool) -> int:
     """The exit code: 0 the same to the bit, 1 something differs.
 
     Raises
@@ -233,7 +254,7 @@ def run(settings: Settings, schema: Schema, event_id: str, *, as_json: bool) -> 
     names = build_catalogue(schema.transactions).names
     archive = Archive(archive_store(settings))
     with progress_bar("replaying", 0) as advance:
-        found = explain(settings, schema, archive, event_id, advance)
+        found = explain(settings, schema, archive, event_id, advance, lists)
     if as_json:
         print(msgspec.json.encode(facts_of(found, names)).decode())
     else:

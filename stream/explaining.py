@@ -176,6 +176,7 @@ class Explaining:
             "review_score": None if math.isnan(review) else review,
             "rules": decided.names(row, watching=False) if emitted is None else emitted.rules,
             "shadow_rules": decided.names(row, watching=True) if emitted is None else emitted.shadow_rules,
+            "rules_version": decided.rules_version if emitted is None else emitted.rules_version,
             "degraded": DEGRADED[decided.degraded[row]] if emitted is None else emitted.degraded,
             "reasons_partial": row in cycle.partial if emitted is None else emitted.reasons_partial,
         }
@@ -209,7 +210,7 @@ def _micro(column: NDArray[np.float64]) -> NDArray[np.int64]:
 
 def _trailing(decided: Decided, mine: slice) -> tuple[list[bytes], NDArray[np.int64] | None]:
     """The ends of the messages, each different one once, and which one a row has (None: all the same)."""
-    degraded, plain = decided.degraded[mine], trailing([], [], None)
+    degraded, plain = decided.degraded[mine], trailing([], [], decided.rules_version, None)
     if decided.hits is None and not degraded.any():
         return [plain], None
     hits = np.zeros((len(degraded), 1), np.bool_) if decided.hits is None else decided.hits[mine]
@@ -221,5 +222,6 @@ def _trailing(decided: Decided, mine: slice) -> tuple[list[bytes], NDArray[np.in
     which = np.zeros(len(degraded), np.int64)
     which[said] = kind.reshape(-1) + 1
     rows = (said[firsts] + mine.start).tolist()
-    return [plain, *(trailing(decided.names(row, watching=False), decided.names(row, watching=True),
-                              DEGRADED[decided.degraded[row]]) for row in rows)], which  # fmt: skip
+    others = [trailing(decided.names(row, watching=False), decided.names(row, watching=True), decided.rules_version,
+                       DEGRADED[decided.degraded[row]]) for row in rows]  # fmt: skip
+    return [plain, *others], which

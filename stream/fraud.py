@@ -43,6 +43,7 @@ from stream.lane import (
     source_id,
 )
 from stream.resp import Wired
+from stream.rule_books import RuleBooks
 from stream.rules import RulesHolder
 from stream.settings import Settings
 from stream.store import FIELDS_MAX, HEAD, head_watermark
@@ -72,7 +73,11 @@ class FraudLane:
         self._budgets = None
         if worker.cases_per_day is not None:
             self._budgets = Budgets(worker.cases_per_day, self.partitions, topics.transactions)
-        self.own_fields = Budgets.fields if self._budgets is not None else ()
+        self._books = None
+        if rules is not None or worker.rules is not None:
+            self._books = RuleBooks(topics.transactions)
+        self._budget_fields = Budgets.fields if self._budgets is not None else ()
+        self.own_fields = (*self._budget_fields, *(RuleBooks.fields if self._books is not None else ()))
         self._explaining = Explaining(settings, catalogue, self._policy.fallback)
         self.suspects = self._explaining.suspects
         self._intake = Intake(settings, schema, self.records_max)
@@ -92,7 +97,9 @@ class FraudLane:
         """Start a partition at the applied ``offsets`` and watermark; nothing of it is cached."""
         self.drop(partition)
         if self._budgets is not None:
-            self._budgets.resume(partition, own)
+            self._budgets.resume(partition, own[: len(self._budget_fields)])
+        if self._books is not None:
+            self._books.resume(partition, own[len(self._budget_fields) :])
         self._intake.partitions[partition] = Progress(dict(offsets), watermark)
 
     def drop(self, partition: int) -> None:
@@ -101,6 +108,8 @@ class FraudLane:
         self._intake.partitions.pop(partition, None)
         if self._budgets is not None:
             self._budgets.drop(partition)
+        if self._books is not None:
+            self._books.drop(partition)
         for cache in self.caches:
             cache.drop(partition)
 
@@ -217,7 +226,9 @@ class FraudLane:
                 thresholds = self._policy.thresholds(models.fraud)
                 self._budgets.decide(seen, decided, folded.repeat[rows], emitted, models.version, thresholds)
             self._remember(operations, folded, rows, decided)
-        self._policy.count(operations, rows, folded.repeat[rows], decided, tally)
+        if self._books is not None:
+            self._books.count(work, decided, folded.repeat[rows], emitted)
+            tally.rules = self._books.standing()
         tally.labels_missed += int(folded.missed.sum())
         tally.duplicates += int(folded.repeat.sum())
         if self._log is not None:
@@ -301,7 +312,7 @@ class FraudLane:
         It may take until the next cycle changes rows, see :meth:`_settle_rows`; until then that one only adds rows.
         """
 
-        own = [{} if self._budgets is None else self._budgets.changed(part.partition) for part in work]
+        own = [self._own_fields(part.partition) for part in work]
 
         def encode(part: Part, more: Fields) -> Wired:
             pairs = zip(self.caches, part.slots, strict=True)
@@ -312,6 +323,14 @@ class FraudLane:
             return [encode(*pair) for pair in zip(work, own, strict=True)]
         self._encodings = [self._beside.submit(encode, *pair) for pair in zip(work, own, strict=True)]
         return self._encodings
+
+    def _own_fields(self, partition: int) -> Fields:
+        """What has changed of a partition's alert budget and of the counts of its rules."""
+        found: dict[bytes, bytes] = {}
+        for kept in (self._budgets, self._books):
+            if kept is not None:
+                found |= kept.changed(partition)
+        return found
 
     def _settle_rows(self) -> None:
         """Wait until the rows are encoded as the last cycle left them; from then on they may be changed."""

@@ -85,6 +85,7 @@ class Emitted(msgspec.Struct, frozen=True):
     shadow_rules: list[str] = []
     degraded: str | None = None
     reasons_partial: bool = False
+    rules_version: str | None = None
 
 
 @dataclass(slots=True)

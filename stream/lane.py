@@ -122,7 +122,7 @@ class Tally:
     """Counts of one cycle, for the metrics.
 
     ``timestamps`` are the Kafka times (int64[n], ms) of what was answered, by kind, one array for each partition.
-    ``rule_hits`` are by rule and whether it is in shadow, ``rule_labels`` by that and whether the label says fraud.
+    ``rules``: by partition what rules have hit so far (:data:`stream.rule_books.Totals`); None if all is as before.
     ``budgets``: of each partition's alert budget, the threshold in force and the cases of the day.
     """
 
@@ -136,8 +136,7 @@ class Tally:
     labels_missed: int = 0
     duplicates: int = 0
     degraded: dict[str, int] = field(default_factory=dict)
-    rule_hits: dict[tuple[str, bool], int] = field(default_factory=dict)
-    rule_labels: dict[tuple[tuple[str, bool], bool], int] = field(default_factory=dict)
+    rules: Mapping[int, Any] | None = None
     ab: dict[str, int] = field(default_factory=dict)
     timestamps: dict[str, list[NDArray[np.int64]]] = field(default_factory=dict)
     budgets: dict[int, tuple[float, int]] = field(default_factory=dict)

@@ -1,7 +1,8 @@
 """Keeps a worker's rules up to date with the lists in Redis, and applies the records of ``topics.lists`` to them.
 
-In: Redis, and the topic where one is set. Out: the lists that the rules ask, replaced whole between two cycles. No
-state but what was read last. While Redis or Kafka cannot be reached, the lists stay as they are.
+In: Redis, and the topic where one is set. Out: the lists that the rules ask, replaced whole between two cycles. What
+the topic says of a list that the rules do not name yet is kept beside them, so that rules which come to name it find
+its members. No state but what was read last. While Redis or Kafka cannot be reached, the lists stay as they are.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from features.errors import BadEvent, ServiceUnavailable, SettingsError, StateCo
 from features.messages import ListChange
 from stream.connections import kafka_consumer, kafka_errors
 from stream.metrics import Metrics
-from stream.rule_lists import Change, Entries, RuleLists, change_of, check_room, hashed
+from stream.rule_lists import UNNAMED_MAX, Entries, RuleLists, change_of, check_room, hashed, unnamed_room
 from stream.rules import RulesHolder
 from stream.settings import KafkaSettings
 
@@ -28,6 +29,10 @@ _POLL_S = 1.0
 _READ_SHARE = 20  # of the time, reading may take one part in so many
 _AGAIN_S = 2.0
 _RECORDS = 500
+_NO_ROOM = (
+    f"list {{!r}} is not under [lists] of the rules, and such lists hold {UNNAMED_MAX:,} ids already: name it there, "
+    "or take ids out with `headrace list remove`"
+)
 
 
 class ListKeeper:
@@ -101,10 +106,16 @@ class ListKeeper:
         if records[0].offset < applied:
             return False
         await self.refresh()
-        changes, refused = [], 0
+        changes, refused, named = [], 0, self._holder.current.rules.lists
+        room = unnamed_room(self._entries, named)
         for record in records:
             try:
-                changes.append(self._change(record.value))
+                change = change_of(self._decode(record.value or b""))
+                if change.list not in named and change.until is not None:
+                    if room <= 0:
+                        raise BadEvent("invalid_id", _NO_ROOM.format(change.list))
+                    room -= 1
+                changes.append(change)
             except (BadEvent, SettingsError, msgspec.DecodeError, UnicodeDecodeError) as error:
                 refused += 1
                 log.warning("lists: record %s of topic %s changes nothing: %s", record.offset, self._topic, error)
@@ -120,9 +131,3 @@ class ListKeeper:
         self._metrics.rule_list_changes.labels("refused").inc(refused)
         await self.refresh()
         return True
-
-    def _change(self, value: bytes | None) -> Change:
-        change = change_of(self._decode(value or b""))
-        if change.list not in self._holder.current.rules.lists:
-            raise BadEvent("invalid_id", f"no list {change.list!r} under [lists] of the rules")
-        return change

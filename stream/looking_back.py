@@ -58,12 +58,16 @@ def explain(
     schema: SchemaFiles = None,
     artifacts: Artifacts = None,
     archive: ArchiveUrl = None,
+    rules: Annotated[Path | None, typer.Option(help="File of rules; else that of the settings")] = None,
+    held: Annotated[list[str] | None, typer.Option("--list", metavar="NAME=FILE",
+                                                   help="What one of their lists held, an id in each line")] = None,
     as_json: AsJson = False,
-) -> None:
+) -> None:  # fmt: skip
     """Compute one past decision again from the archive, compare it bit by bit, and say what it followed from."""
-    settings = settings_of(config, schema=schema, artifacts=artifacts, archive__url=archive_url(archive))
+    settings = settings_of(config, schema=schema, artifacts=artifacts, archive__url=archive_url(archive),
+                           worker__rules=rules)  # fmt: skip
     module = import_module("stream.explain")
-    raise typer.Exit(module.run(settings, schema_of(settings), event_id, as_json=as_json))
+    raise typer.Exit(module.run(settings, schema_of(settings), event_id, held or [], as_json=as_json))
 
 
 @looking_back.command()

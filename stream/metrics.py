@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, start_http_server
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from features.errors import SettingsError
@@ -45,6 +45,29 @@ class Latencies(Collector):
         for kind, counts in list(self._counts.items()):
             family.add_metric([kind], list(zip(names, np.cumsum(counts).tolist(), strict=True)), self._sums[kind])
         yield family
+
+
+class RuleTotals(Collector):
+    """What rules have hit since the state began, by partition; ``partitions`` is replaced whole."""
+
+    def __init__(self) -> None:
+        self.partitions: Mapping[int, Mapping[tuple[str, bool], tuple[int, int, int]]] = {}
+
+    def collect(self) -> Iterable[Metric]:
+        """What a scrape sees."""
+        names = ["partition", "rule", "shadow"]
+        hits = CounterMetricFamily(
+            "headrace_rule_hits", "Transactions that a rule hit, repeats left out.", labels=names
+        )
+        labels = CounterMetricFamily("headrace_rule_labels", "First labels of what a rule hit, by what they say.",
+                                     labels=[*names, "fraud"])  # fmt: skip
+        for partition, totals in self.partitions.items():
+            for (rule, shadow), (hit, frauds, good) in totals.items():
+                where = [str(partition), rule, _YES[shadow]]
+                hits.add_metric(where, hit)
+                for fraud, count in (("yes", frauds), ("no", good)):
+                    labels.add_metric([*where, fraud], count)
+        return [hits, labels]
 
 
 class Metrics:
@@ -102,10 +125,8 @@ class Metrics:
                              registry=r)  # fmt: skip
         self.lists_lost = Counter("headrace_lists_lost_total", "Lists for pulling that could not be written to Redis.",
                                   registry=r)  # fmt: skip
-        self.rule_hits = Counter("headrace_rule_hits_total", "Transactions that a rule hit, repeats left out.",
-                                 ["rule", "shadow"], registry=r)  # fmt: skip
-        self.rule_labels = Counter("headrace_rule_labels_total", "First labels of what a rule hit, by what they say.",
-                                   ["rule", "shadow", "fraud"], registry=r)  # fmt: skip
+        self.rule_totals = RuleTotals()
+        r.register(self.rule_totals)
         self.rules = Gauge("headrace_rules_info", "1 for the version of the rules in use.", ["version"], registry=r)
         self.rules_refused = Counter("headrace_rules_refusals_total", "Changes of the rules that were refused; the "
                                      "ones before stay in use.", registry=r)  # fmt: skip
@@ -150,10 +171,8 @@ class Metrics:
         self.unknown_fields.inc(tally.unknown_fields)
         self.duplicates.inc(tally.duplicates)
         self.labels_missed.inc(tally.labels_missed)
-        for (rule, shadow), count in tally.rule_hits.items():
-            self.rule_hits.labels(rule, _YES[shadow]).inc(count)
-        for ((rule, shadow), fraud), count in tally.rule_labels.items():
-            self.rule_labels.labels(rule, _YES[shadow], _YES[fraud]).inc(count)
+        if tally.rules is not None:
+            self.rule_totals.partitions = tally.rules
         for partition, (threshold, cases) in tally.budgets.items():
             self.budget_threshold.labels(str(partition)).set(threshold)
             self.budget_cases.labels(str(partition)).set(cases)

@@ -36,12 +36,16 @@ Longs = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class PastVector:
-    """``x`` float64[F] as the models saw it; ``folded`` records before it; ``ids`` of its entities; ``repeat``."""
+    """``x`` float64[F] as the models saw it; ``folded`` records before it; ``ids`` of its entities; ``repeat``.
+
+    ``texts`` int64[texts]: hashes of the ids of every entity and then of every categorical field, as rules ask them.
+    """
 
     x: NDArray[np.float64]
     folded: int
     ids: tuple[str, ...]
     repeat: bool
+    texts: Longs
 
 
 @dataclass(slots=True)
@@ -50,6 +54,7 @@ class _Stream:
 
     columns: dict[str, NDArray[Any]]
     ids: list[Texts]
+    texts: Longs
     clock: Longs
     marks: Longs
 
@@ -87,7 +92,7 @@ class Replayer:
                    for name in mine.columns}  # fmt: skip
         marks = np.concatenate([s.marks[:end] for s, end in zip(streams, ends, strict=True)])[order]
         x, repeat = self._fold(columns, marks, progress)
-        return PastVector(x, len(order), tuple(ids[-1] for ids in mine.ids), repeat)
+        return PastVector(x, len(order), tuple(ids[-1] for ids in mine.ids), repeat, mine.texts)
 
     def _fold(self, columns: dict[str, NDArray[Any]], marks: Longs, progress: Callable[[int, int], None]
               ) -> tuple[NDArray[np.float64], bool]:  # fmt: skip
@@ -182,4 +187,6 @@ def _joined(batch: TransactionBatch, positions: Longs, verdicts: TransactionBatc
     columns = {name: column[order] for name, column in columns.items()}
     marks, _ = advance(UNMARKED, columns["time"])
     clock = np.maximum.accumulate(columns["time"]) if len(order) else columns["time"]
-    return _Stream(columns, list(batch.entities), clock, marks)
+    newest = [ids.part(slice(-1, None)).hashes() for ids in batch.entities]
+    texts = np.concatenate([*newest, batch.category_hash[-1:].reshape(-1)])
+    return _Stream(columns, list(batch.entities), texts, clock, marks)

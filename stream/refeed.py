@@ -24,7 +24,8 @@ from stream.lane import Record
 _WINDOW = 20_000  # offsets that are read from the archive at once
 _FETCH_MS = 500
 _WAIT_S = 60.0
-_EMITTED = ["source_offset", "score", "anomaly", "action", "model_version", "label_position"]
+_EMITTED = ["source_offset", "score", "anomaly", "action", "model_version", "label_position", "rules",
+            "shadow_rules"]  # fmt: skip
 
 
 class About(NamedTuple):
@@ -100,8 +101,16 @@ class Reader:
         if kind != "decisions":
             return list(archive.records(kind, place.topic, place.partition, first, end))
         table = archive.table(kind, place.topic, place.partition, first, end, _EMITTED)
-        rows = zip(*(table[name].to_pylist() for name in _EMITTED), strict=True)
-        return [About(row[0], Emitted("", *row[1:])) for row in rows if row[0] is not None]  # known by its offset
+        found = []
+        for offset, *scores, rules, shadow in zip(*(table[name].to_pylist() for name in _EMITTED), strict=True):
+            if offset is not None:  # known by its offset
+                score, anomaly, action, version, position = scores
+                emitted = Emitted("", score, anomaly, action, version, position)
+                # Archives from before rules have null.
+                found.append(
+                    About(offset, msgspec.structs.replace(emitted, rules=rules or [], shadow_rules=shadow or []))
+                )
+        return found
 
     async def _from_topic(self, end: int) -> list[Any]:
         place, deadline = self._reach.place, asyncio.get_running_loop().time() + _WAIT_S

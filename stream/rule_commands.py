@@ -30,6 +30,15 @@ def check(
     import_module("stream.rule_report").check(file, schema_of(settings).transactions)
 
 
+@rules.command()
+def counts(
+    config: Config = None,
+    redis: Redis = None,
+) -> None:
+    """Say how often each rule has hit, and how much of that was fraud, from the state in Redis."""
+    import_module("stream.rule_report").counts(settings_of(config, redis__url=redis))
+
+
 @rules.command(name="test")
 def try_on(
     file: Annotated[Path, typer.Argument(help="The rules")],

@@ -12,7 +12,7 @@ head. A change through a command and one through the topic count in the order in
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -31,6 +31,7 @@ from stream.store import FIELDS_MAX, HEAD, REMOVED_MAX, Head, StateStore, Write,
 
 LANE = "rule-lists"
 ENTRIES_MAX = 100_000  # in all lists together
+UNNAMED_MAX = 10_000  # of these, in lists that the rules do not name: a mistyped name crowds no other out
 _GONE = b"-"  # the value of an entry from its removal until its field is deleted
 _SCANNED = 1000
 _TRIES = 20
@@ -185,6 +186,11 @@ def check_room(entries: Entries, changes: Iterable[Change]) -> None:
             f"the lists would hold {count:,} ids; at most {ENTRIES_MAX:,} in all. Remove some, or those whose time is "
         )
         raise SettingsError([over + "over with: headrace list remove NAME --expired"])
+
+
+def unnamed_room(entries: Entries, named: Container[str]) -> int:
+    """How many ids may still come into lists that the rules do not name."""
+    return UNNAMED_MAX - sum(len(held) for name, held in entries.items() if name not in named)
 
 
 def _parsed(fields: Mapping[bytes, bytes]) -> Entries:

@@ -1,10 +1,11 @@
 """What is told of rules: ``headrace rules check`` and ``headrace rules test``.
 
-In: a file of rules, the schema, a history. Out: a table on standard output. No state.
+In: a file of rules, the schema, a history, the state in Redis. Out: a table on standard output. No state.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,9 +20,12 @@ from features.expressions import nearest
 from features.rule_machine import NEVER, Columns
 from features.rules import Lists, Rules
 from features.schema import Schema, TransactionSchema
+from stream.connections import redis_client
 from stream.progress import stage_bars
+from stream.rule_books import FIELDS, read_totals, summed
 from stream.rule_lists import hashed
 from stream.settings import Settings
+from stream.store import StateStore
 from trainer import artifacts
 from trainer.history import read_transactions
 from trainer.rule_columns import rule_columns
@@ -71,6 +75,34 @@ def try_on(settings: Settings, schema: Schema, file: Path, transactions: Path, l
     columns = rule_columns(table, schema.transactions, vectors.x, score, anomaly)
     label = pc.fill_null(table[schema.transactions.label], -1).to_numpy().astype(np.int8)
     _tell(rules, columns, known, label)
+
+
+def counts(settings: Settings) -> None:
+    """Print how often each rule has hit, and how much of that was fraud, over all partitions.
+
+    Raises
+    ------
+    ServiceUnavailable, StateMismatch
+        If Redis cannot be reached, or its bytes cannot be read.
+    """
+
+    async def read() -> list[bytes | None]:
+        redis = redis_client(settings.redis)
+        try:
+            store = StateStore(redis, settings.redis, settings.worker.group, "fraud")
+            found = await store.read({p: [FIELDS[0]] for p in range(settings.topics.transaction_partitions)})
+        finally:
+            await redis.aclose()
+        return [value for (value,) in found.values()]
+
+    totals = summed(map(read_totals, asyncio.run(read())))
+    table = Table("rule", "hits", "judged", "fraud", "precision", box=None, header_style="bold")
+    for (name, shadow), (hits, frauds, good) in sorted(totals.items()):
+        judged = frauds + good
+        table.add_row(f"{name} (shadow)" if shadow else name, f"{hits:,}", f"{judged:,}", f"{frauds:,}",
+                      f"{frauds / judged:.3f}" if judged else "-")  # fmt: skip
+    console = Console(soft_wrap=True)
+    console.print(table if totals else "no rule has hit anything yet")
 
 
 def held(rules: Rules, lists: Sequence[str]) -> Lists:

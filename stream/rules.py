@@ -1,8 +1,7 @@
 """The rules in use beside the model, and the watch on their file that swaps them.
 
-In: the rules' file, what the lists hold; a cycle's columns. Out: hits, and the actions that they make. State owned:
-which rules hit the newest :data:`REMEMBERED_MAX` transactions that any hit and whose label may still come; it serves a
-metric alone and is empty after a start. On redelivery the same transactions are judged again, perhaps by newer rules;
+In: the rules' file, what the lists hold; a cycle's columns. Out: hits, and the actions that they make. No state
+(:mod:`stream.rule_books` counts hits). On redelivery the same transactions are judged again, perhaps by newer rules;
 those that were answered keep what was said (:mod:`stream.deciding`).
 """
 
@@ -13,19 +12,13 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from features.catalogue import Catalogue
 from features.errors import SettingsError
 from features.rule_machine import Columns, Sets
 from features.rules import Hits, Lists, Rules
-from stream.lane import Tally
 from stream.metrics import Metrics
 
 log = logging.getLogger("headrace.rules")
-REMEMBERED_MAX = 100_000
-RuleKey = tuple[str, bool]  # its name, and whether it is in shadow
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -108,47 +101,3 @@ class RulesHolder:
             async with self._lock:
                 self._use(rules)
             log.info("rules: version %s is in use, after %s", rules.version, before)
-
-
-class RuleCounts:
-    """Counts hits, and the verdicts on what was hit, by rule."""
-
-    def __init__(self, remembered_max: int = REMEMBERED_MAX) -> None:
-        self._remembered: dict[int, tuple[tuple[RuleKey, ...], bytes]] = {}
-        self._max = remembered_max
-        self._keys: tuple[RuleKey, ...] = ()
-
-    def hits(self, keys: tuple[RuleKey, ...], hits: NDArray[np.bool_], hashes: NDArray[np.int64], tally: Tally
-             ) -> None:  # fmt: skip
-        """Count the hits of n transactions.
-
-        Parameters
-        ----------
-        keys : tuple of RuleKey
-            Of R rules.
-        hits : bool[n, R]
-        hashes : int64[n]
-            Of the event ids, by which labels find them.
-        """
-        at = np.flatnonzero(hits)  # few: faster than sums of whole columns
-        self._keys = keys = self._keys if keys == self._keys else keys  # one tuple for all that is remembered
-        for r, count in enumerate(np.bincount(at % len(keys)).tolist()):
-            tally.add(tally.rule_hits, keys[r], count)
-        rows = np.unique(at // len(keys))
-        for hash_, bits in zip(hashes[rows].tolist(), np.packbits(hits[rows], axis=1), strict=True):
-            _ = self._remembered.pop(hash_, None)
-            self._remembered[hash_] = (keys, bits.tobytes())
-        while len(self._remembered) > self._max:
-            del self._remembered[next(iter(self._remembered))]
-
-    def verdicts(self, hashes: NDArray[np.int64], fraud: NDArray[np.int8], tally: Tally) -> None:
-        """Count labels (int64[n] hashes of the event ids, int8[n]) of what was hit; the first of each counts."""
-        if not self._remembered:
-            return
-        for hash_, verdict in zip(hashes.tolist(), fraud.tolist(), strict=True):
-            found = self._remembered.pop(hash_, None)
-            if found is None:
-                continue
-            keys, bits = found
-            for r in np.flatnonzero(np.unpackbits(np.frombuffer(bits, np.uint8), count=len(keys))).tolist():
-                tally.add(tally.rule_labels, (keys[r], bool(verdict)))

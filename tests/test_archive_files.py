@@ -120,7 +120,8 @@ def test_decisions_are_their_columns_and_those_of_a_sample_have_their_vector() -
     facts: dict[str, Any] = {"event_id": "e", "key": "c", "event_time": START_MS, "score": 0.1, "anomaly": 0.2,
                              "action": "review", "reasons": ["because"], "model_version": "000001",
                              "label_position": 7, "duplicate": False, "review_score": 0.05, "rules": ["far"],
-                             "shadow_rules": [], "degraded": None, "reasons_partial": True}  # fmt: skip
+                             "shadow_rules": [], "rules_version": None, "degraded": None,
+                             "reasons_partial": True}  # fmt: skip
     decisions = [
         Decision(decision_id="transactions:1:40", **facts, values=values),
         Decision(decision_id="transactions:1:41", **facts),

@@ -26,7 +26,8 @@ def test_every_decision_and_alert_says_which_review_threshold_was_in_force() -> 
         answers = world.answers(topic)
         assert answers and {answer["review_score"] for answer in answers} == {0.5}
         assert all((answer["action"] != "allow") == (answer["score"] >= 0.5) for answer in answers)
-        plain: dict[str, Any] = {"rules": [], "shadow_rules": [], "degraded": None, "reasons_partial": False}
+        plain: dict[str, Any] = {"rules": [], "shadow_rules": [], "rules_version": None, "degraded": None,
+                                 "reasons_partial": False}  # fmt: skip
         assert all({name: answer[name] for name in plain} == plain for answer in answers)
 
 

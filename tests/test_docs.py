@@ -14,7 +14,7 @@ from features.errors import SettingsError
 from features.schema import load_schema, parse_schema
 from stream.cli import app
 from stream.consumer import overridden
-from stream.metrics import STAGES, ArchiveMetrics, Latencies, Metrics
+from stream.metrics import STAGES, ArchiveMetrics, Latencies, Metrics, RuleTotals
 from stream.settings import Settings
 from stream.settings_reader import setting_types
 
@@ -121,6 +121,10 @@ def _served(metrics: Metrics | ArchiveMetrics) -> dict[str, list[str]]:
             served[f"`{family.name}{total}`"] = [f"`{label}`" for label in metric._labelnames]
         elif isinstance(metric, Latencies):
             served["`headrace_end_to_end_seconds`"] = ["`kind`"]
+        elif isinstance(metric, RuleTotals):
+            metric.partitions = {0: {("a", False): (1, 1, 0)}}
+            for family in metric.collect():
+                served[f"`{family.name}_total`"] = [f"`{label}`" for label in family.samples[0].labels]
     return served
 
 

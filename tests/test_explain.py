@@ -6,22 +6,36 @@ import json
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from features.catalogue import build_catalogue
 from features.counterfactual import changes, split_values
 from features.errors import ArtifactMissing
+from features.rule_program import text_hash
+from features.rules import Rules
+from features.schema import load_schema
 from stream.embedded import RedisServer
 from stream.explain import _differences, _model
+from stream.explain_rules import RulesAgain, rules_again, told
 from stream.past_vector import PastVector
-from stream.settings import Settings
+from stream.settings import Settings, WorkerSettings
 from tests.servers import RunningBroker
 from tests.workers import Deployment
 from tests.world import World
 from trainer.artifacts import load_current
+
+RULES = """
+[[rule]]
+name = "often"
+when = "card_count_30d >= 1 and amount > 20"
+action = "review"
+reason = "often"
+"""
 
 
 def run(deployment: Deployment, *words: str) -> subprocess.CompletedProcess[str]:
@@ -35,7 +49,13 @@ def test_any_decision_is_replayed_from_the_archive_and_compared(
 ) -> None:
     artifacts = tmp_path / "artifacts"
     shutil.copytree(world.artifacts, artifacts)
-    extra = {"ARCHIVE_URL": str(tmp_path / "archive"), "WORKER_VECTOR_SAMPLE": "1.0", "WORKER_REVIEW_SCORE": "0.05"}
+    (tmp_path / "rules.toml").write_text(RULES)
+    extra = {
+        "WORKER_RULES": str(tmp_path / "rules.toml"),
+        "ARCHIVE_URL": str(tmp_path / "archive"),
+        "WORKER_VECTOR_SAMPLE": "1.0",
+        "WORKER_REVIEW_SCORE": "0.05",
+    }
     deployment = Deployment(broker, redis_server.url, world.schema, artifacts, tmp_path, partitions, extra=extra)
     deployment.create()
     topics = deployment.topics
@@ -64,11 +84,17 @@ def test_any_decision_is_replayed_from_the_archive_and_compared(
             assert facts["same"] and ours == decision["values"] and facts["score"] == decision["score"]
         cards = {name: value for name, value in ours.items() if name.startswith(("card_", "event_"))}
         assert cards == {name: decision["values"][name] for name in cards}, "the card lies in one partition"
+        assert facts["published"]["rules_version"] == decision["rules_version"] == facts["rules"]["version"]
+        assert facts["rules"]["same_file"] and facts["rules"]["hit"] == decision["rules"]
+        assert facts["rules"]["action"] == decision["action"]
         assert facts["published"]["action"] == decision["action"] and facts["replayed_records"] > 100
     assert_changes_hold(facts, artifacts, world)
     if partitions == 1:
-        said = run(deployment, "explain", alerts[-1]["decision_id"]).stdout
-        assert "same to the bit" in said and alerts[-1]["event_id"] in said
+        said = " ".join(run(deployment, "explain", alerts[-1]["decision_id"]).stdout.split())
+        hit = ", ".join(alerts[-1]["rules"]) or "none"
+        assert any(decision["rules"] for decision in decisions)
+        assert "same to the bit" in said and "the same rules hit" in said and f"these hit: {hit}" in said
+        assert alerts[-1]["event_id"] in said
         assert "with one of these alone" in said or "No change of a single feature" in said
         assert_whatif_knows_the_archive(deployment, decisions)
         unknown = run(deployment, "explain", "nowhere")
@@ -123,7 +149,7 @@ def test_the_nearest_value_that_changes_the_action_is_found_on_the_models_own_sp
 
 
 def test_a_decision_without_a_score_is_not_told_apart_from_the_score_it_never_had() -> None:
-    past = PastVector(np.array([1.0]), 1, ("c",), repeat=False)
+    past = PastVector(np.array([1.0]), 1, ("c",), False, np.zeros(0, np.int64))
     published: dict[str, Any] = {"duplicate": False, "score": 0.0, "anomaly": 0.0, "values": [("a", 1.0)]}
     for degraded in ("without_model:failed", "default_action:deadline"):
         assert _differences(published | {"degraded": degraded}, past, 0.3, 0.2, ["a"]) == ([], 1)
@@ -139,3 +165,71 @@ def test_a_decision_from_before_any_model_is_said_to_have_none(tmp_path: Path, w
     published = {"model_version": "none", "degraded": "default_action:missing", "rules": []}
     with pytest.raises(ArtifactMissing, match="no model was published when this decision was made"):
         _model(Settings(artifacts=tmp_path), world.schema, published)
+
+
+_CATALOGUE = build_catalogue(load_schema().transactions)
+_RULES = """
+[lists]
+stolen = "card"
+[[rule]]
+name = "large"
+when = "amount > 100"
+action = "block"
+reason = "large"
+[[rule]]
+name = "trial"
+when = "merchant == 'm'"
+action = "review"
+reason = "trial"
+shadow = true
+[[rule]]
+name = "stolen"
+when = "card in stolen"
+action = "block"
+reason = "stolen"
+"""
+
+
+def asked(folder: Path, text: str, lists: list[str], **published: Any) -> RulesAgain:
+    """The rules' file asked about a transaction of 200 at ``m``."""
+    file = folder / "rules.toml"
+    file.write_text(text)
+    x = np.zeros(len(_CATALOGUE.names))
+    x[_CATALOGUE.names.index("event_amount")] = 200.0
+    facts = {"degraded": None, "duplicate": False, "anomaly": 0.2, "event_time": datetime(2026, 3, 1, tzinfo=UTC),
+             "rules": ["large"], "shadow_rules": ["trial"], "action": "block"}  # fmt: skip
+    facts["rules_version"] = Rules.parse(_RULES, _CATALOGUE).version
+    past = PastVector(x, 1, ("c", "m"), False, np.array([text_hash("c"), text_hash("m")]))
+    return rules_again(file, lists, _CATALOGUE, WorkerSettings(), facts | published, past, (0.1, 0.2), (0.5, 0.9))
+
+
+def test_rules_are_asked_again_and_a_list_that_nobody_says_leaves_out_who_asks_it(tmp_path: Path) -> None:
+    again = asked(tmp_path, _RULES, [])
+    assert again.same_file and again.differs == [] and again.action is None
+    assert (again.hit, again.shadow, again.left_out, again.lists) == (["large"], ["trial"], ["stolen"], ["stolen"])
+    (tmp_path / "stolen.txt").write_text("c\n")
+    again = asked(tmp_path, _RULES, [f"stolen={tmp_path / 'stolen.txt'}"])
+    assert again.hit == ["large", "stolen"] and again.action == "block"
+    assert again.differs == ["rules: published large, asked again large, stolen"]
+    assert any("with them the action is block" in line for line in told(again))
+
+
+def test_of_the_file_that_decided_every_other_hit_and_action_is_told(tmp_path: Path) -> None:
+    (tmp_path / "none.txt").write_text("")
+    lists = [f"stolen={tmp_path / 'none.txt'}"]
+    assert asked(tmp_path, _RULES, lists).differs == []
+    again = asked(tmp_path, _RULES, lists, rules=[], shadow_rules=["trial", "gone"], action="allow")
+    assert again.differs == ["rules: published none, asked again large",
+                             "shadow_rules: published trial, gone, asked again trial",
+                             "action: published allow, asked again block"]  # fmt: skip
+    missing = _RULES.replace("amount > 100", "missing(score) and anomaly > 0.1")
+    version = Rules.parse(missing, _CATALOGUE).version
+    again = asked(tmp_path, missing, lists, degraded="without_model:failed", rules_version=version)
+    assert again.differs == [] and again.hit == ["large"], "rules saw no score then"
+
+
+def test_another_file_is_said_to_be_another_and_is_no_difference(tmp_path: Path) -> None:
+    again = asked(tmp_path, _RULES.replace("> 100", "> 500"), [])
+    assert not again.same_file and again.differs == [] and again.hit == []
+    assert "NOT the rules that decided" in told(again)[0] and "was made with version" in told(again)[0]
+    assert "names no version of rules" in told(asked(tmp_path, _RULES, [], rules_version=None))[0]

@@ -10,15 +10,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from features.catalogue import build_catalogue
 from features.errors import BadEvent, SettingsError
 from features.messages import ListChange
-from features.rule_machine import NEVER
+from features.rule_machine import NEVER, Columns
 from features.rule_program import text_hash
 from features.schema import load_schema
+from stream import rule_lists
 from stream.cli import app
 from stream.connections import redis_client
 from stream.embedded import RedisServer
@@ -100,7 +102,7 @@ def test_workers_that_read_the_same_topic_apply_each_record_once(redis: RedisSet
     records = [
         _record(3, list="stolen", id="a"),
         _record(4, list="stolen", id=17, expires_at=1_600_000_000_000),
-        _record(5, list="unknown", id="a"),
+        _record(5, list="Unknown", id="a"),
         SimpleNamespace(offset=6, value=b"no json"),
         _record(7, list="stolen", id="gone"),
         _record(8, list="stolen", id="gone", action="remove"),
@@ -123,6 +125,35 @@ def test_workers_that_read_the_same_topic_apply_each_record_once(redis: RedisSet
     assert holder._lists == {"stolen": {text_hash("17"): 1_600_000_000_000}}
     counted = [metrics.rule_list_changes.labels(outcome)._value.get() for outcome in ("applied", "refused")]
     assert counted == [2, 2]
+
+
+def test_a_list_that_the_rules_come_to_name_later_has_the_members_that_the_topic_gave_it(
+    embedded_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    redis = RedisSettings(url=embedded_redis.url, namespace=fresh_name("lists"))
+    monkeypatch.setattr(rule_lists, "UNNAMED_MAX", 3)
+    records = [_record(n, list="early", id=f"m{n}") for n in range(3)]
+    records += [_record(3, list="early", id="m0", action="remove"), _record(4, list="early", id="one too many"),
+                _record(5, list="stolen", id="c")]  # fmt: skip
+
+    async def story() -> tuple[list[bool], dict[str, int], Entries]:
+        async with AsyncExitStack() as stack:
+            keeper, holder, metrics = _keeper(_open(stack, redis, "changes"), tmp_path)
+            assert await keeper.apply(records)
+            named = _RULES.replace('trusted = "merchant"', 'early = "merchant"')
+            named = named.replace("card in stolen", "merchant in early")
+            (tmp_path / "rules.toml").write_text(named)
+            await holder.look()
+            x = np.zeros((4, len(build_catalogue(load_schema().transactions).names)))
+            texts = np.array([[0, text_hash(f"m{n}")] for n in range(4)], np.int64)
+            columns = Columns(x, x[:, 0], x[:, 0], np.zeros(4, np.int64), texts)
+            hits = holder.current.judge(columns).matrix[:, 0].tolist()
+            counted = {o: int(metrics.rule_list_changes.labels(o)._value.get()) for o in ("applied", "refused")}
+            return hits, counted, keeper._entries
+
+    hits, counted, entries = asyncio.run(story())
+    assert hits == [False, True, True, False] and entries["stolen"] == {"c": NEVER}
+    assert counted == {"applied": 5, "refused": 1} and "such lists hold" in caplog.text
 
 
 def test_racing_workers_lose_no_change(embedded_redis: RedisServer) -> None:

@@ -6,16 +6,14 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from prometheus_client import generate_latest
 
 from features.catalogue import build_catalogue
 from features.errors import ServiceUnavailable, SettingsError
 from features.rule_program import text_hash
-from stream.lane import Tally
 from stream.metrics import Metrics
-from stream.rules import RuleCounts, RulesHolder
+from stream.rules import RulesHolder
 from tests.fakes import SCHEMA, START_MS, World
 
 _CATALOGUE = build_catalogue(SCHEMA.transactions)
@@ -113,7 +111,7 @@ def test_a_repeat_keeps_the_action_of_the_first_and_counts_for_no_rule(tmp_path:
     (first, second), served = asyncio.run(run())
     assert first["action"] == second["action"] == "block" and second["duplicate"]
     assert first["rules"] == second["rules"] == ["all"]
-    assert served['headrace_rule_hits_total{rule="all",shadow="no"}'] == 1
+    assert served['headrace_rule_hits_total{partition="0",rule="all",shadow="no"}'] == 1
 
 
 def test_what_was_said_before_a_crash_stands_with_its_rules(tmp_path: Path) -> None:
@@ -159,22 +157,14 @@ def test_labels_say_how_precise_each_rule_is(tmp_path: Path) -> None:
 
     served = asyncio.run(run())
     assert served == {
-        'headrace_rule_hits_total{rule="high",shadow="no"}': 10.0,
-        'headrace_rule_hits_total{rule="trial",shadow="yes"}': 5.0,
-        'headrace_rule_labels_total{fraud="no",rule="high",shadow="no"}': 5.0,
-        'headrace_rule_labels_total{fraud="yes",rule="high",shadow="no"}': 5.0,
-        'headrace_rule_labels_total{fraud="yes",rule="trial",shadow="yes"}': 5.0,
+        'headrace_rule_hits_total{partition="0",rule="high",shadow="no"}': 10.0,
+        'headrace_rule_hits_total{partition="0",rule="trial",shadow="yes"}': 5.0,
+        'headrace_rule_labels_total{fraud="no",partition="0",rule="high",shadow="no"}': 5.0,
+        'headrace_rule_labels_total{fraud="yes",partition="0",rule="high",shadow="no"}': 5.0,
+        'headrace_rule_labels_total{fraud="no",partition="0",rule="trial",shadow="yes"}': 0.0,
+        'headrace_rule_labels_total{fraud="yes",partition="0",rule="trial",shadow="yes"}': 5.0,
         "headrace_rules_refusals_total": 0.0,
     }
-
-
-def test_what_is_remembered_for_labels_is_bounded() -> None:
-    counts, tally, keys = RuleCounts(remembered_max=10), Tally(), (("a", False), ("b", True))
-    hits = np.array([[True, False], [False, True]] * 50)
-    counts.hits(keys, hits, np.arange(100), tally)
-    counts.verdicts(np.arange(100), np.ones(100, np.int8), tally)
-    assert tally.rule_hits == {("a", False): 50, ("b", True): 50}
-    assert tally.rule_labels == {(("a", False), True): 5, (("b", True), True): 5}
 
 
 def test_a_changed_file_is_used_and_a_broken_one_is_told_once_and_changes_nothing(

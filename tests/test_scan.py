@@ -143,7 +143,7 @@ def test_a_compiled_decision_reads_as_the_one_that_msgspec_writes(data: st.DataO
     repeats = np.array([data.draw(st.integers(0, 1)) for _ in range(n)], np.int8)
     version = data.draw(ids)
     reviews = np.array([data.draw(st.integers(UNKNOWN, MICRO)) for _ in range(n)], np.int64)
-    ends = [([data.draw(ids)], [], None), ([], [data.draw(ids), "b"], "why"), ([], [], None)]
+    ends = [([data.draw(ids)], [], "v", None), ([], [data.draw(ids), "b"], "v", "why"), ([], [], None, None)]
     which = np.array([data.draw(st.integers(0, 2)) for _ in range(n)], np.int64)
     found = allowed("transactions", 3, offsets, Texts.of(event_ids), Texts.of(keys), times, numbers[:, 0],
                     numbers[:, 1], version, positions, repeats, reviews, [trailing(*end) for end in ends],
@@ -154,7 +154,7 @@ def test_a_compiled_decision_reads_as_the_one_that_msgspec_writes(data: st.DataO
             score=int(numbers[i, 0]) / MICRO, anomaly=int(numbers[i, 1]) / MICRO, action="allow", reasons=[],
             model_version=version, label_position=int(positions[i]), duplicate=bool(repeats[i]),
             review_score=None if reviews[i] == UNKNOWN else int(reviews[i]) / MICRO, rules=ends[which[i]][0],
-            shadow_rules=ends[which[i]][1], degraded=ends[which[i]][2],
+            shadow_rules=ends[which[i]][1], rules_version=ends[which[i]][2], degraded=ends[which[i]][3],
         )  # fmt: skip
         assert msgspec.json.decode(message, type=Decision) == expected
         assert list(msgspec.json.decode(message)) == list(msgspec.json.decode(msgspec.json.encode(expected)))
