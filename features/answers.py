@@ -39,7 +39,7 @@ def _copy(out: _U8, at: int, data: _U8, start: int, end: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _escaped(out: _U8, at: int, data: _U8, start: int, end: int) -> int:
+def escaped(out: _U8, at: int, data: _U8, start: int, end: int) -> int:
     """Ids hold no control characters: only these two have to be escaped."""
     for j in range(start, end):
         if data[j] == _QUOTE or data[j] == _BACKSLASH:
@@ -102,9 +102,9 @@ def _allowed(topic: _U8, partition: int, offsets: _Ints, id_data: _U8, id_starts
         out[at] = 58
         at = digits(out, at + 1, offsets[i])
         at = _copy(out, at, pieces, bounds[1], bounds[2])
-        at = _escaped(out, at, id_data, id_starts[i], id_ends[i])
+        at = escaped(out, at, id_data, id_starts[i], id_ends[i])
         at = _copy(out, at, pieces, bounds[2], bounds[3])
-        at = _escaped(out, at, key_data, key_starts[i], key_ends[i])
+        at = escaped(out, at, key_data, key_starts[i], key_ends[i])
         at = _copy(out, at, pieces, bounds[3], bounds[4])
         at = digits(out, at, times[i])
         at = _copy(out, at, pieces, bounds[4], bounds[5])
@@ -112,7 +112,7 @@ def _allowed(topic: _U8, partition: int, offsets: _Ints, id_data: _U8, id_starts
         at = _copy(out, at, pieces, bounds[5], bounds[6])
         at = _fraction(out, at, anomalies[i])
         at = _copy(out, at, pieces, bounds[6], bounds[7])
-        at = _escaped(out, at, version, 0, len(version))
+        at = escaped(out, at, version, 0, len(version))
         at = _copy(out, at, pieces, bounds[7], bounds[8])
         at = digits(out, at, positions[i])
         ending = 8 if repeats[i] else 9

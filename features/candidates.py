@@ -34,6 +34,7 @@ from features.sources import (
     Scratch,
     ask,
     ask_lists,
+    counting_nothing,
     known_items,
 )
 from features.toplist import Floats, Ints, best_first, offer
@@ -56,7 +57,7 @@ WIDTH = len(FEATURES)
 _UNRANKED = 200.0  # the rank of an item that a source does not name
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _name(count: int, excluded: int, index: Index, scratch: Scratch) -> None:
     """Write each source's rank of every touched item, -1 where it does not name it."""
     limit = int(index.settings[LIST])
@@ -77,7 +78,7 @@ def _name(count: int, excluded: int, index: Index, scratch: Scratch) -> None:
             ranks[slots[list_items[rank]], source] = rank
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _cut(count: int, index: Index, scratch: Scratch) -> int:
     """The candidates in ``list_items``, best first by the sum over ranks; how many there are."""
     limit, size = int(index.settings[CUT]), 0
@@ -94,10 +95,12 @@ def _cut(count: int, index: Index, scratch: Scratch) -> int:
     return size
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _describe(length: int, found: int, size: int, index: Index, scratch: Scratch, x: Doubles) -> None:
     """Write the features of the candidates, see :data:`FEATURES`, one row each."""
-    tops, sums = np.zeros(_S, np.float32), np.zeros(_S, np.float32)
+    tops, sums = scratch.tops, scratch.sums
+    for source in range(_S):
+        tops[source] = sums[source] = 0.0
     scores, ranks, slots, raw, facts = scratch.scores, scratch.ranks, scratch.slots, scratch.raw, index.facts
     list_scores, list_items, popularity = scratch.list_scores, scratch.list_items, index.popularity
     for t in range(size):
@@ -161,14 +164,14 @@ def _describe(length: int, found: int, size: int, index: Index, scratch: Scratch
         x[t, at + 1] = facts[current, 3] if current >= 0 else np.float32(np.nan)
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _excluded(length: int, index: Index, scratch: Scratch) -> int:
     """The item now viewed where it is never recommended, else -1."""
     only = len(index.popularity) == 1
     return scratch.raw[0] if length and index.settings[EXCLUDE_CURRENT] and not only else -1
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _leave(count: int, scratch: Scratch) -> None:
     """Work space as it was found."""
     touched, slots, scores = scratch.touched, scratch.slots, scratch.scores
@@ -179,7 +182,14 @@ def _leave(count: int, scratch: Scratch) -> None:
             scores[item, column] = 0.0
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
+def _put(start: int, size: int, scratch: Scratch, items: Ints, rank_sums: Floats) -> None:
+    list_items, list_scores = scratch.list_items, scratch.list_scores
+    for t in range(size):
+        items[start + t], rank_sums[start + t] = list_items[t], list_scores[t]
+
+
+@counting_nothing
 def candidates(hashes: Hashes, counts: Longs, index: Index, scratch: Scratch, items: Ints, rank_sums: Floats,
                excluded: Ints, bounds: Longs, x: Doubles) -> None:  # fmt: skip
     """The candidates of each query ``hashes[i, :counts[i]]`` (oldest first), and their features.
@@ -197,12 +207,11 @@ def candidates(hashes: Hashes, counts: Longs, index: Index, scratch: Scratch, it
         start = bounds[i]
         bounds[i + 1] = start + size
         _describe(length, found, size, index, scratch, x[start : start + size])
-        items[start : start + size] = scratch.list_items[:size]
-        rank_sums[start : start + size] = scratch.list_scores[:size]
+        _put(start, size, scratch, items, rank_sums)
         _leave(count, scratch)
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def neighbours(hashes: Hashes, counts: Longs, index: Index, scratch: Scratch, items: Ints, rank_sums: Floats,
                excluded: Ints, bounds: Longs) -> None:  # fmt: skip
     """As :func:`candidates`, from the lists of the session's items alone, and without features."""
@@ -215,12 +224,11 @@ def neighbours(hashes: Hashes, counts: Longs, index: Index, scratch: Scratch, it
         size = _cut(count, index, scratch)
         start = bounds[i]
         bounds[i + 1] = start + size
-        items[start : start + size] = scratch.list_items[:size]
-        rank_sums[start : start + size] = scratch.list_scores[:size]
+        _put(start, size, scratch, items, rank_sums)
         _leave(count, scratch)
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def nothing(hashes: Hashes, counts: Longs, index: Index, scratch: Scratch, excluded: Ints) -> None:
     """The item that must not be recommended to each query, or negative."""
     for i in range(len(hashes)):
@@ -228,7 +236,7 @@ def nothing(hashes: Hashes, counts: Longs, index: Index, scratch: Scratch, exclu
         excluded[i] = _excluded(length, index, scratch)
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _take(items: Ints, scores: Floats, size: int, item: int, score: float, excluded: int) -> int:
     """Append an item unless it is excluded or there already; the new size."""
     if item == excluded:
@@ -241,7 +249,7 @@ def _take(items: Ints, scores: Floats, size: int, item: int, score: float, exclu
     return size + 1
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _fill(items: Ints, scores: Floats, size: int, popular: Ints, weights: Floats, popularity: Floats, excluded: int
           ) -> None:  # fmt: skip
     """Fill what is left of one answer: with ``popular``, then with the model's items in their order."""

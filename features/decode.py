@@ -371,28 +371,28 @@ class ClickDecoder(Decoder):
     def decode(self, values: Sequence[bytes | None], timestamps: Sequence[int]) -> ClickBatch:
         """Columns of the good records of a fetch, and the bad ones."""
         found, place = self._fields.scan(values, self.limits.message_bytes_max), self._fields.place
-        data = found.data.tobytes()
+        data = found.data.tobytes().decode("latin-1")  # what the scanner takes is ASCII
 
         def texts(name: str) -> list[Any]:
             pairs = zip(found.starts[place[name]].tolist(), found.ends[place[name]].tolist(), strict=True)
-            return [data[a:b].decode() if ok and a >= 0 else None for ok, (a, b) in zip(sure, pairs, strict=True)]
+            return [data[a:b] if a >= 0 else None for a, b in pairs]
 
-        sure = found.sure.tolist()
         actions = [_ACTION_NUMBERS.get(name, -1) for name in texts("action")]
         times = found.times[place["event_time"]]
         good = found.sure & self._in_time(times, timestamps) & (np.array(actions, np.int64) >= 0)
         slow, fields, bad, unknown = self._slowly(np.flatnonzero(~good), values, timestamps)
         names = ("event_id", "session_id", "user_id", "card_id", "item_id")
-        columns = [*zip(texts("event_id"), times.tolist(), *(texts(name) for name in names[1:]), actions, strict=True)]
+        columns: list[list[Any]] = [texts("event_id"), times.tolist(), *(texts(name) for name in names[1:]), actions]
         for i, message in zip(slow.tolist(), fields, strict=True):
-            columns[i] = message
+            for column, value in zip(columns, message, strict=True):
+                column[i] = value
         good[slow] = True
         rows = np.flatnonzero(good).tolist()
-        event_id, time, session_id, user_id, card_id, item_id, action = (
-            zip(*(columns[i] for i in rows), strict=True) if rows else ((),) * 7
-        )
-        return ClickBatch(rows, list(event_id), np.array(time, np.int64), list(session_id), list(user_id),
-                          list(card_id), list(item_id), np.array(action, np.int8), bad, unknown)  # fmt: skip
+        if len(rows) < len(values):
+            columns = [[column[i] for i in rows] for column in columns]
+        event_id, time, session_id, user_id, card_id, item_id, action = columns
+        return ClickBatch(rows, event_id, np.array(time, np.int64), session_id, user_id, card_id, item_id,
+                          np.array(action, np.int8), bad, unknown)  # fmt: skip
 
 
 _ACTION_NUMBERS: dict[str | None, int] = {None: 0, **{name: n for n, name in enumerate(CLICK_ACTIONS)}}

@@ -15,7 +15,17 @@ import numpy as np
 from numba import njit
 
 from features.shelf import BARRED, HIDDEN, LISTED, SOLD_OUT, WITHHELD, View
-from features.sources import LINEAR_DECAY, TRANSITION_DECAY, Doubles, Hashes, Index, Longs, Scratch, known_items
+from features.sources import (
+    LINEAR_DECAY,
+    TRANSITION_DECAY,
+    Doubles,
+    Hashes,
+    Index,
+    Longs,
+    Scratch,
+    counting_nothing,
+    known_items,
+)
 from features.toplist import Floats, Ints
 
 (VIEWED_AFTER, IN_SESSION, POPULAR, POPULAR_IN, NEW_IN, BOOSTED, DEMOTED, FRESH, OFFERED) = range(9)
@@ -77,7 +87,7 @@ class Filled(NamedTuple):
     left_out: Ints
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _slot(place: int, view: View) -> int:
     """The slot of an item, or -1."""
     items = len(view.slots)
@@ -86,13 +96,13 @@ def _slot(place: int, view: View) -> int:
     return place - items if place - items < len(view.state) else -1
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _in_catalogue(place: int, view: View) -> bool:
     """Whether an item may be offered without anybody having clicked it: it has a record, or the model knows it."""
     return bool(place < len(view.slots) or view.state[place - len(view.slots)] & LISTED)
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def shown(place: int, time: int, open_: bool, view: View) -> bool:
     """Whether an item may be in a list after a click at ``time``, as far as no query of its own forbids it."""
     slot = _slot(place, view)
@@ -111,13 +121,13 @@ def shown(place: int, time: int, open_: bool, view: View) -> bool:
     return bool(seller < 0 or view.barred_sellers[seller] == 0)
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _category(place: int, view: View) -> int:
     slot = _slot(place, view)
     return view.category[slot] if slot >= 0 else -1
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _capped(place: int, size: int, row: Ints, view: View) -> bool:
     """Whether the list holds as many of the item's category or seller as it may."""
     slot = _slot(place, view)
@@ -135,7 +145,7 @@ def _capped(place: int, size: int, row: Ints, view: View) -> bool:
     return bool(seller >= 0 and of_seller >= view.seller_caps[seller])
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _offer(i: int, place: int, score: float, reason: int, size: int, asked: Asked, rules: Rules, view: View,
            filled: Filled) -> int:  # fmt: skip
     """Add an item to list i if it may be shown there; the new size. This is the only way into a list."""
@@ -165,7 +175,7 @@ def _offer(i: int, place: int, score: float, reason: int, size: int, asked: Aske
     return size + 1
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _weigh(place: int, score: float, reason: int, time: int, rules: Rules, view: View) -> tuple[float, int]:
     """Score and reason after the levers."""
     slot = _slot(place, view)
@@ -180,7 +190,7 @@ def _weigh(place: int, score: float, reason: int, time: int, rules: Rules, view:
     return score, reason
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _add_new(i: int, count: int, places: Ints, scores: Doubles, reasons: Ints, asked: Asked, rules: Rules, view: View
              ) -> int:  # fmt: skip
     """Let items that nobody has clicked compete as an average candidate of the category that the candidates favour.
@@ -221,18 +231,22 @@ def _add_new(i: int, count: int, places: Ints, scores: Doubles, reasons: Ints, a
     return count
 
 
+@counting_nothing
+def _in_their_order(i: int, found: Found, asked: Asked, rules: Rules, view: View, filled: Filled) -> int:
+    size, limit = 0, filled.places.shape[1]
+    for t in range(found.sizes[i]):
+        if size == limit:
+            break
+        size = _offer(i, found.items[i, t], found.scores[i, t], found.reasons[i, t], size, asked, rules, view, filled)
+    return size
+
+
 @njit(cache=True, nogil=True)
 def _from_candidates(i: int, found: Found, places: Ints, scores: Doubles, reasons: Ints, asked: Asked, rules: Rules,
                      view: View, filled: Filled) -> int:  # fmt: skip
-    size, limit = 0, filled.places.shape[1]
     if rules.plain:
-        for t in range(found.sizes[i]):
-            if size == limit:
-                break
-            size = _offer(
-                i, found.items[i, t], found.scores[i, t], found.reasons[i, t], size, asked, rules, view, filled
-            )
-        return size
+        return _in_their_order(i, found, asked, rules, view, filled)
+    size, limit = 0, filled.places.shape[1]
     count = int(found.sizes[i])
     for t in range(count):
         places[t], scores[t], reasons[t] = found.items[i, t], found.scores[i, t], found.reasons[i, t]
@@ -248,7 +262,7 @@ def _from_candidates(i: int, found: Found, places: Ints, scores: Doubles, reason
     return size
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _from_category(
     i: int, size: int, asked: Asked, rules: Rules, view: View, popularity: Floats, filled: Filled
 ) -> int:
@@ -274,14 +288,14 @@ def _from_category(
     return size
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _order(at: int, view: View) -> int:
     """Everything there is in the order of the last resort: by popularity, then what the model does not know."""
     items = len(view.slots)
     return at if at < items else items + view.others[at - items]
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _fill(i: int, size: int, pool: Ints, pooled: int, found: Found, asked: Asked, rules: Rules, view: View,
           popularity: Floats, filled: Filled) -> int:  # fmt: skip
     """Fill one list: with what is popular now, with what is shown to somebody in this cycle, then with everything."""
@@ -331,13 +345,16 @@ def _explain(i: int, size: int, index: Index, scratch: Scratch, found: int, slot
     """Which item of the session speaks most for each item that was viewed after it."""
     row, reasons, because = filled.places[i], filled.reasons[i], filled.because[i]
     items = len(view.slots)
-    weights = np.zeros(size, np.float32)
     for t in range(size):
         if row[t] >= items and reasons[t] == VIEWED_AFTER:
             reasons[t] = POPULAR
+    if found == 0:
+        return
+    weights = np.zeros(size, np.float32)
+    for t in range(size):
         if row[t] < items:
             slots[row[t]] = t
-            if reasons[t] == VIEWED_AFTER and found:
+            if reasons[t] == VIEWED_AFTER:
                 because[t] = scratch.query[0]
     for j in range(found):
         item = scratch.query[j]

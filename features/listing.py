@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -32,7 +32,8 @@ from features.last_filter import (
 )
 from features.messages import LeftOut, RecommendationReason, RecommendedItem
 from features.recommender import Recommender
-from features.rungs import PLAIN, Asking
+from features.rungs import PLAIN, Asking, Rung
+from features.same_lists import first_of_each
 from features.shelf import Shelf
 from features.sources import EXCLUDE_CURRENT, Hashes, Longs
 from features.toplist import Floats, Ints
@@ -61,10 +62,15 @@ class Clicked:
 
 @dataclass(frozen=True, slots=True)
 class Lists:
-    """By click the items, best first, and what caps kept out of it."""
+    """By click the items, best first, and what caps kept out of it.
+
+    ``same`` int64[m]: where the lists were made once for all clicks that have the same, the number of each click's;
+    clicks of one number share the objects.
+    """
 
     items: list[list[RecommendedItem]]
     left_out: list[list[LeftOut] | msgspec.UnsetType]
+    same: Longs | None = None
 
 
 class Moving(Protocol):
@@ -94,6 +100,8 @@ class Lister:
               ) -> Lists:  # fmt: skip
         """The list after each click; ``trends`` move the candidates and ``how.popular`` are its places."""
         hide, shelf = self._hides_viewed(model), self.shelf
+        if how.rung is Rung.POPULAR:
+            return self._popular(model, clicked, k, hide, how, trends)
         items, scores, sizes = model.rank_many(clicked.hashes, clicked.counts, hide, how)
         reasons = np.full(items.shape, VIEWED_AFTER, np.int32)
         if trends is not None:
@@ -115,11 +123,34 @@ class Lister:
             else:
                 popular = how.popular
             found = Found(items, scores, sizes, reasons, popular, how.weights)
+            return Lists(*self._named(model, self._filtered(model, clicked, found, hide, k), trends))
+
+    def _popular(self, model: Recommender, clicked: Clicked, k: int, hide: bool, how: Asking, trends: Moving | None
+                 ) -> Lists:  # fmt: skip
+        """What is popular, through the same filter for each click; most lists are equal and are worded once."""
+        m = len(clicked.counts)
+        unasked = Clicked(np.zeros((m, 0), np.uint64), np.zeros(m, np.int64), clicked.times, clicked.viewed,
+                          clicked.bought)  # fmt: skip
+        none, no_scores = np.zeros((m, 0), np.int32), np.zeros((m, 0), np.float32)
+        with self.shelf.lock:
+            self._strangers = {}
+            popular = how.popular if trends is None else self._placed(model, trends, how.popular)
+            found = Found(none, no_scores, np.zeros(m, np.int32), none, popular, how.weights)
+            filled = self._filtered(model, unasked, found, hide, k)
+            same = np.zeros(m, np.int64)
+            firsts = first_of_each(filled, same)
+            columns: Any = [column[firsts] for column in filled]
+            items, left_out = self._named(model, Filled(*columns), trends)
+        numbers = same.tolist()
+        return Lists([items[n] for n in numbers], [left_out[n] for n in numbers], same)
+
+    def _filtered(self, model: Recommender, clicked: Clicked, found: Found, hide: bool, k: int) -> Filled:
+        """The candidates through the last filter; the caller holds the shelf's lock."""
+        filled = self._filled(model, clicked, found, hide, k)
+        if self.shelf.stale and (filled.places[:, 0] < 0).any():
+            self.shelf.refresh_now()
             filled = self._filled(model, clicked, found, hide, k)
-            if shelf.stale and (filled.places[:, 0] < 0).any():
-                shelf.refresh_now()
-                filled = self._filled(model, clicked, found, hide, k)
-            return Lists(*self._named(model, filled, trends))
+        return filled
 
     def _placed(self, model: Recommender, trends: Moving, places: Ints) -> Ints:
         """Places of trends, beyond the model's numbers n + slot of the trends, as places of the shelf.

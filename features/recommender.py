@@ -285,6 +285,9 @@ class Recommender:
                 list_items=np.zeros(entries, np.int32),
                 ranks=np.zeros((n, len(SOURCES)), np.int32),
                 counts=np.zeros(2),
+                weights=np.zeros(VARIANTS, np.float32),
+                tops=np.zeros(len(SOURCES), np.float32),
+                sums=np.zeros(len(SOURCES), np.float32),
             )
             self._scratch.scratch = scratch
         return scratch

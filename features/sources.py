@@ -11,7 +11,7 @@ occurrences of an item as they were kept when the model was fitted.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -34,6 +34,8 @@ REACH = 60  # clicks of a neighbour on either side of the shared item that have 
 NEAREST, QUERY_DECAY = range(2)  # columns of ``Index.variants``
 LINEAR_DECAY, TRANSITION_DECAY, MATCH_MAX, MATCH_BASE, LIST, CUT, EXCLUDE_CURRENT = range(7)  # of ``Index.settings``
 NOTHING, UNKNOWN = -1, -2  # what stands between sessions; what the catalogue does not hold
+# Of what makes no array: numba counts references to each array of a tuple that is passed on, dozens in every call.
+counting_nothing: Any = njit(cache=True, nogil=True, _nrt=False)
 _TINY = np.float32(1e-30)  # a weight that underflowed to 0 would look like an entry never touched
 
 
@@ -70,7 +72,10 @@ class Index(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Work space. Between queries ``overlap``, ``scores`` are zero and ``slots`` -1."""
+    """Work space. Between queries ``overlap``, ``scores`` are zero and ``slots`` -1.
+
+    ``weights`` is by variant, ``tops`` and ``sums`` by source.
+    """
 
     raw: Ints
     query: Ints
@@ -87,9 +92,12 @@ class Scratch(NamedTuple):
     list_items: Ints
     ranks: Ints
     counts: Doubles
+    weights: Floats
+    tops: Floats
+    sums: Floats
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def find(hashes: Hashes, wanted: int) -> int:
     """Where ``wanted`` stands among the sorted hashes; -1 if nowhere."""
     low, high = 0, len(hashes)
@@ -102,7 +110,7 @@ def find(hashes: Hashes, wanted: int) -> int:
     return low if low < len(hashes) and hashes[low] == wanted else -1
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def known_items(hashes: Hashes, index: Index, scratch: Scratch) -> tuple[int, int]:
     """The newest clicks as item numbers, newest first, and the known ones each once with their age in clicks.
 
@@ -126,14 +134,13 @@ def known_items(hashes: Hashes, index: Index, scratch: Scratch) -> tuple[int, in
     return length, found
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _match(found: int, index: Index, scratch: Scratch) -> int:
     """Add up, by variant, the overlap of every session that shares an item with the query; how many there are."""
     # Arrays are taken out of their tuples before the loops: numba would count references to them in each round.
     posting_sessions, posting_places = index.posting_sessions, index.posting_places
     overlap, sessions, places = scratch.overlap, scratch.sessions, scratch.places
-    count = 0
-    weights = np.empty(VARIANTS, np.float32)
+    count, weights = 0, scratch.weights
     for j in range(found):
         item = scratch.query[j]
         for v in range(VARIANTS):
@@ -151,7 +158,7 @@ def _match(found: int, index: Index, scratch: Scratch) -> int:
     return count
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _nearest(variant: int, matched: int, index: Index, scratch: Scratch) -> int:
     """A variant's nearest sessions in ``voters`` with their ``votes``; how many there are."""
     overlap, recency, sessions = scratch.overlap, index.recency, scratch.sessions
@@ -170,7 +177,7 @@ def _nearest(variant: int, matched: int, index: Index, scratch: Scratch) -> int:
     return near
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _vote(variant: int, near: int, count: int, index: Index, scratch: Scratch) -> int:
     """Let a variant's nearest sessions add their items to the scores; how many items are touched in all."""
     sequence, offsets, weights = index.sequence, index.session_offsets, index.place_weights
@@ -192,7 +199,7 @@ def _vote(variant: int, near: int, count: int, index: Index, scratch: Scratch) -
     return count
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _lists(found: int, column: int, alone: int, decay: float, offsets: Longs, items: Ints, weights: Floats, count: int,
            scratch: Scratch) -> int:  # fmt: skip
     """Add what stands in the lists of the query's items, decayed by age; how many items are touched in all.
@@ -215,7 +222,7 @@ def _lists(found: int, column: int, alone: int, decay: float, offsets: Longs, it
     return count
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _endings(length: int, count: int, index: Index, scratch: Scratch) -> int:
     """Follow every occurrence of the item now viewed by what came next, for more the longer the two pasts agree.
 
@@ -250,7 +257,7 @@ def _endings(length: int, count: int, index: Index, scratch: Scratch) -> int:
     return count
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def ask_lists(found: int, count: int, index: Index, scratch: Scratch) -> int:
     """Have the sources score their items that hold a list for each item; how many items have a score."""
     count = _lists(found, LINEAR, LINEAR_NOW, index.settings[LINEAR_DECAY], index.linear_offsets, index.linear_items,
@@ -259,7 +266,7 @@ def ask_lists(found: int, count: int, index: Index, scratch: Scratch) -> int:
                   index.transition_items, index.transition_weights, count, scratch)  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def ask(length: int, found: int, index: Index, scratch: Scratch) -> int:
     """Have every source score its items; how many items have a score."""
     matched = _match(found, index, scratch)

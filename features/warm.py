@@ -7,8 +7,9 @@ run serves every schema: the kernels take shapes as values, not as types.
 from __future__ import annotations
 
 import numpy as np
+from msgspec import UNSET
 
-from features import engine
+from features import engine, list_messages
 from features.answers import allowed
 from features.budget import Budget
 from features.budget_kernel import DAY_MS, OPEN
@@ -85,6 +86,8 @@ def _warm_texts(table: Rows) -> None:
     merge_all(*table.flat, zero.reshape(1, 1), zero + 1, layout.dims)
     decisions = allowed("a", 0, one, ids, ids, one, one, one, "a", one, np.zeros(1, np.int8), one, [b"}"])
     record_batch(Columns(ids, decisions), 0, 0, 100)
+    clicks = list_messages.Clicks("a", 0, one, ids, ids, ids, ids, one, np.zeros(1, np.int8))
+    list_messages.spliced(clicks, [([], UNSET)], zero, "a", None)
 
 
 def _warm_models() -> None:
@@ -132,7 +135,8 @@ def _warm_recommender() -> None:
     blend(one, zero, counts, np.full(len(counts.items), -1, np.int32), 1.0, 1.0, zero, weights, zero, weights,
           np.zeros((1, 1), np.int32), np.zeros((1, 1), np.float32), np.ones(1, np.int32))  # fmt: skip
     asked = Clicked(one.reshape(1, 1), np.ones(1, np.int64), np.zeros(1, np.int64), one)
-    Lister(Shelf()).lists(model, asked, 1)
+    for rung in Rung:
+        Lister(Shelf()).lists(model, asked, 1, Asking(rung))
 
 
 def _warm_budget() -> None:

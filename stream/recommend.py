@@ -11,7 +11,8 @@ all sessions. What must not be shown is left out of it as the last step (:mod:`f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,11 +28,12 @@ from numpy.typing import NDArray
 from features.decode import Bad, ClickBatch, ClickDecoder, Limits
 from features.hashing import hash_strings
 from features.listing import Clicked, Lister, Lists
-from features.messages import CLICK_ACTIONS, Degraded, Recommendation
+from features.messages import CLICK_ACTIONS, Degraded
 from features.rungs import Asking, Rung
 from features.shelf import Shelf
 from features.texts import Texts
 from features.watermark import UNMARKED, Watermark, advance
+from stream.click_answers import newest, one_by_one, together
 from stream.ladder import Ladder
 from stream.lane import (
     Answers,
@@ -47,7 +49,6 @@ from stream.lane import (
     misplaced,
     reached,
     refuse,
-    source_id,
 )
 from stream.sessions import (
     CLICK_BYTES,
@@ -107,6 +108,27 @@ class _Part:
     def users(self) -> list[str]:
         """The user ids of its clicks, each once."""
         return [id_ for id_ in dict.fromkeys(self.batch.user_id) if id_ is not None]
+
+
+class _Queries:
+    """The items of the session after each click of a cycle, end to end, oldest first."""
+
+    __slots__ = ("counts", "items")
+
+    def __init__(self) -> None:
+        self.items = array("Q")
+        self.counts: list[int] = []
+
+    def add(self, session: Session) -> None:
+        self.items.extend([click[1] for click in session.clicks])
+        self.counts.append(len(session.clicks))
+
+    def arrays(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """As :class:`features.listing.Clicked` takes them."""
+        counts = np.array(self.counts, np.int64)
+        hashes = np.zeros((len(counts), SESSION_ITEMS), np.uint64)
+        hashes[np.arange(SESSION_ITEMS) < counts[:, None]] = np.frombuffer(self.items, np.uint64)
+        return hashes, counts
 
 
 class RecommendLane:
@@ -274,11 +296,11 @@ class RecommendLane:
             return []
         start, total = perf_counter(), sum(len(part.records) for part in work)
         rung = self._ladder.choose([record.timestamp for part in work for record in part.records])
-        hashes, counts = np.zeros((total, SESSION_ITEMS), np.uint64), np.zeros(total, np.int64)
         with tally.stage("features"):
-            row = 0
+            queries = _Queries()
             for part in work:
-                row = self._fold(part, cycle, hashes, counts, row)
+                self._fold(part, cycle, queries)
+            hashes, counts = queries.arrays()
         with tally.stage("model"):
             batches = [part.batch for part in work]
             clicked = Clicked(
@@ -304,7 +326,7 @@ class RecommendLane:
             tally.add(tally.degraded, rung.label, total)
         return produced
 
-    def _fold(self, part: _Part, cycle: int, hashes: NDArray[np.uint64], counts: NDArray[np.int64], row: int) -> int:
+    def _fold(self, part: _Part, cycle: int, queries: _Queries) -> None:
         state, worker = self._partitions[part.partition], self._worker
         sessions, users = state.sessions, state.users
         events = hash_strings(part.batch.event_id).tolist()
@@ -328,12 +350,8 @@ class RecommendLane:
             if not worker.repeat_buying:
                 part.bought.append(session.bought if user is None else session.bought + user.bought)
             if user is not None and len(user.items) > session.count:
-                part.earlier[row] = user.items
-            count = len(session.clicks)
-            hashes[row, :count] = [click[1] for click in session.clicks]
-            counts[row] = count
-            row += 1
-        return row
+                part.earlier[len(queries.counts)] = user.items
+            queries.add(session)
 
     def _lists(self, model: Any, clicked: Clicked, trends: Trends | None, rung: Rung) -> Lists:
         """The list of one model after each click."""
@@ -344,21 +362,10 @@ class RecommendLane:
                   ) -> list[Produced]:  # fmt: skip
         produced, row = [], 0
         for part in work:
-            state, batch, lists = self._partitions[part.partition], part.batch, dict[str, bytes]()
-            for i, record in enumerate(part.records):
-                source = source_id((self.topics[0], part.partition), record.offset)
-                answer = self._answer(source, part, i, models, found, row, degraded)
-                if self._experiment is not None:
-                    self._experiment.mark(answer, models, row, state.sessions[batch.session_id[i]], tally)
-                key = batch.user_id[i] or batch.session_id[i]
-                message = key.encode(), msgspec.json.encode(answer)
-                part.answers.add(self._topic_names.recommendations, source, message)
-                if self._worker.list_ttl_s:
-                    value = state.emitted.get(source, message[1])
-                    lists[f"session:{batch.session_id[i]}"] = value
-                    if batch.user_id[i] is not None:
-                        lists[f"user:{batch.user_id[i]}"] = value
-                row += 1
+            state, batch = self._partitions[part.partition], part.batch
+            value = self._written(part, row, models, found, tally, degraded)
+            row += len(part.records)
+            lists = newest(batch, value) if self._worker.list_ttl_s else {}
             times = np.array([record.timestamp for record in part.records], np.int64)
             tally.timestamps.setdefault("recommendation", []).append(times)
             if state.done and reached(part.offsets, state.answered):
@@ -370,20 +377,20 @@ class RecommendLane:
                                      lists))  # fmt: skip
         return produced
 
-    @staticmethod
-    def _answer(source: str, part: _Part, i: int, models: Any, lists: Lists, row: int, degraded: Degraded | None
-                ) -> Recommendation:  # fmt: skip
-        batch = part.batch
-        return Recommendation(
-            recommendation_id=source,
-            event_id=batch.event_id[i],
-            session_id=batch.session_id[i],
-            user_id=batch.user_id[i],
-            item_id=batch.item_id[i],
-            event_time=int(batch.time[i]),
-            items=lists.items[row],
-            model_version=models.version,
-            long_session=part.long_session[i],
-            degraded=degraded,
-            left_out=lists.left_out[row],
-        )  # fmt: skip
+    def _written(self, part: _Part, row: int, models: Any, found: Lists, tally: Tally, degraded: Degraded | None
+                 ) -> Callable[[int], bytes]:  # fmt: skip
+        """Put the messages of a partition among its answers; what reads each one's value."""
+        state, topic = self._partitions[part.partition], self._topic_names.recommendations
+        if found.same is not None and self._experiment is None and not state.done and part.records:
+            messages = together(self.topics[0], part, row, found, found.same, models.version, degraded)
+            part.answers.messages[topic] = messages
+            return messages.values.raw
+        values = []
+        answers = one_by_one(self.topics[0], part, row, found, models.version, degraded)
+        for n, answer in enumerate(answers, row):
+            if self._experiment is not None:
+                self._experiment.mark(answer, models, n, state.sessions[answer.session_id], tally)
+            source, value = answer.recommendation_id, msgspec.json.encode(answer)
+            part.answers.add(topic, source, ((answer.user_id or answer.session_id).encode(), value))
+            values.append(state.emitted.get(source, value))
+        return values.__getitem__

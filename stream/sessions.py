@@ -20,6 +20,8 @@ import struct
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import chain
 from sys import byteorder
 from typing import Any
 
@@ -76,7 +78,7 @@ class User:
 
 def fold(session: Session, user: User | None, click: tuple[int, int, int], *, bought: bool) -> None:
     """Count a click in its session and, where it has one, for its user; one that is known counts in neither."""
-    if any(click[0] == known[0] for known in session.clicks):
+    if click[0] in [known[0] for known in session.clicks]:
         return
     session.clicks = [*session.clicks[1 - SESSION_ITEMS :], click]
     session.count += 1
@@ -118,10 +120,16 @@ def _read_hashes(value: bytes) -> list[int]:
     return words.tolist()
 
 
+@cache
+def _layout(clicks: int) -> struct.Struct:
+    return struct.Struct("<" + "QQq" * clicks)
+
+
 def encode_session(session: Session) -> bytes:
     """The bytes of a session's state."""
     head = _HEAD.pack(SESSION_VERSION, min(session.count, 2**32 - 1), len(session.bought))
-    return head + b"".join([_CLICK.pack(*click) for click in session.clicks]) + _hashes(session.bought)
+    clicks = _layout(len(session.clicks)).pack(*chain.from_iterable(session.clicks))
+    return head + clicks + (_hashes(session.bought) if session.bought else b"")
 
 
 def decode_session(value: bytes | None) -> Session:
@@ -140,7 +148,7 @@ def decode_session(value: bytes | None) -> Session:
     end = len(value) - ITEM_BYTES * bought
     if start is None or end < start or (end - start) % CLICK_BYTES:
         raise StateMismatch(f"a session's state ({len(value)} bytes) does not fit versions 1 to {SESSION_VERSION}")
-    clicks = [(event, item, time) for event, item, time in _CLICK.iter_unpack(value[start:end])]
+    clicks: list[Any] = list(_CLICK.iter_unpack(value[start:end]))
     count = len(clicks) if version == 1 else int.from_bytes(value[1:5], "little")
     return Session(clicks, count, bought=_read_hashes(value[end:]))
 
