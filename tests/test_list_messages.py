@@ -60,8 +60,9 @@ def test_what_is_written_together_is_byte_for_byte_what_is_written_one_by_one(
 def test_lists_share_a_number_where_they_say_the_same(rows: list[tuple[int, ...]]) -> None:
     columns = np.array(rows, np.int64).reshape(len(rows), 5)
     wide = [np.repeat(columns[:, [n]], 3, axis=1) for n in range(4)]
+    left_out = np.repeat(columns[:, [4]], LEFT_OUT, axis=1).astype(np.int32)
     filled = Filled(wide[0].astype(np.int32), wide[1].astype(np.float32), wide[2].astype(np.int8),
-                    wide[3].astype(np.int32), np.repeat(columns[:, [4]], LEFT_OUT, axis=1).astype(np.int32))  # fmt: skip
+                    wide[3].astype(np.int32), left_out)  # fmt: skip
     same = np.full(len(rows), -1, np.int64)
     firsts = first_of_each(filled, same)
     assert [rows[firsts[n]] for n in same.tolist()] == rows
