@@ -11,7 +11,8 @@ occurrences of an item as they were kept when the model was fitted.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numba import njit
@@ -22,6 +23,7 @@ from features.toplist import Floats, Ints, offer
 Longs = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
 Doubles = NDArray[np.float64]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 CLICKS = 20  # of a session, the newest, are looked at
 VARIANTS = 3  # of nearest neighbours
@@ -34,9 +36,13 @@ REACH = 60  # clicks of a neighbour on either side of the shared item that have 
 NEAREST, QUERY_DECAY = range(2)  # columns of ``Index.variants``
 LINEAR_DECAY, TRANSITION_DECAY, MATCH_MAX, MATCH_BASE, LIST, CUT, EXCLUDE_CURRENT = range(7)  # of ``Index.settings``
 NOTHING, UNKNOWN = -1, -2  # what stands between sessions; what the catalogue does not hold
-# Of what makes no array: numba counts references to each array of a tuple that is passed on, dozens in every call.
-counting_nothing: Any = njit(cache=True, nogil=True, _nrt=False)
 _TINY = np.float32(1e-30)  # a weight that underflowed to 0 would look like an entry never touched
+
+
+def counting_nothing(function: _Function) -> _Function:
+    """Compile what makes no array. Else numba counts references to every array of a tuple that is passed on: dozens."""
+    options: Any = {"cache": True, "nogil": True, "_nrt": False}
+    return cast(_Function, njit(**options)(function))
 
 
 class Index(NamedTuple):
