@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any, cast
 
 import aiokafka
@@ -190,8 +189,7 @@ class FetchConsumer(driver.Consumer):
             self._fetched = Fetched(self.app.consumer_generation_id)
             self._fetching = asyncio.create_task(self._fetch())
         fetched = self._fetched
-        with suppress(TimeoutError):
-            await asyncio.wait_for(fetched.arrived.wait(), _POLL_S)
+        await fetched.wait(_POLL_S)
         if self._fetching.done():
             self._fetching.result()
         if self._lost is not None or not self.flow_active or fetched.generation != self.app.consumer_generation_id:

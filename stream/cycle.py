@@ -8,7 +8,8 @@ The steps, and what a crash means at each:
 4. **fold and score** in event order. *The state in memory now runs ahead of Redis; a crash forgets it.*
 5. **produce** all answers and wait for every acknowledgement. *Crash: nothing applied, the records are read again; the
    tails of the output partitions tell what was answered.*
-6. **apply**: per partition one compare-and-set of offsets and state. *Crash: the next owner seeks to Redis' offset.*
+6. **apply**: per partition one compare-and-set of offsets and state, small cycles several at once
+   (:mod:`stream.applying`). *Crash: the next owner seeks to Redis' offset.*
 7. **commit** to Kafka, for lag monitoring only. *Crash: Redis' offset counts.*
 
 (2 and 3 come before 1 in time, since they say what to read.) Steps 5 to 7 of a cycle run while the next one computes;
@@ -24,12 +25,13 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from features.errors import HeadraceError
 from features.watermark import Watermark
-from stream.lane import Held, Lane, Message, Produced, Record, Tally, Target, lagging_after, reached
+from stream.applying import Applier
+from stream.lane import Held, Lane, Message, Produced, Record, Tally, Target, lagging_after
 from stream.metrics import Metrics
 from stream.publisher import Pending, Publisher
 from stream.quarantine import Quarantine, Source
@@ -59,12 +61,12 @@ class Pipeline:
         self._schema_hash = schema_hash
         self._in_flight = in_flight
         self._lease_s = lease_s
+        self._applier = Applier(self.stations, self.applied, self._signed)
         self._awake_s = time.monotonic()  # when the last cycle began
         self._slots = asyncio.Semaphore(in_flight)
         self._worker = uuid.uuid4().hex[:12]
         self._numbers = itertools.count(1)
         self._cycle = 0
-        self._settled = 0  # the newest cycle that is applied
         self._epoch = 0  # counts takeovers, so that records fetched before one are not taken after it
         self._tasks: list[asyncio.Task[None]] = []
         self._computing = asyncio.Lock()
@@ -138,6 +140,8 @@ class Pipeline:
         while True:
             now, later = self._quarantine.share(rest) if self._quarantine.limit else self._share(rest)
             slots = self._slots
+            if slots.locked():
+                self._applier.hurry()
             await slots.acquire()
             started = False
             try:
@@ -192,7 +196,7 @@ class Pipeline:
             fetched = self._quarantine.veiled(fetched)
         tally, now_s = Tally(), time.monotonic()
         self._cycle += 1
-        cycle, settled, models = self._cycle, self._settled, self.models.current
+        cycle, settled, models = self._cycle, self._applier.settled, self.models.current
         taken = []
         for station in self.stations:
             topics = station.lane.topics
@@ -239,6 +243,7 @@ class Pipeline:
                 target = topic, part.partition
                 outputs[target] = [*outputs[target], *messages] if target in outputs else messages
         start = time.perf_counter()
+        self._applier.begun(cycle)
         pending = await self._publisher.send(outputs)
         previous = self._tasks[-1] if self._tasks else None
         task = asyncio.create_task(self._finish(cycle, previous, pending, produced, tally, start))
@@ -298,19 +303,18 @@ class Pipeline:
         positions = await self._publisher.acknowledged(pending)
         tally.seconds["produce"] = time.perf_counter() - start
         answered_ms = time.time() * 1000
+        self._applier.answered(cycle, produced, positions)
         if previous is not None:
             await previous
         start = time.perf_counter()
-        for station in self.stations:
-            mine = [p for s, p in produced if s is station]
-            try:
-                await self._apply(station, mine, positions)
-            except HeadraceError:
-                raise
-            except Exception as error:  # of the state's encoding, which may have gone on until now
-                raise self._failed(error, self._unapplied(mine)) from error
+        try:
+            if cycle > self._applier.settled:  # else one before has taken it along
+                await self._applier.apply(cycle, crowded=self._slots.locked)
+        except HeadraceError:
+            raise
+        except Exception as error:  # of the state's encoding, which may have gone on until now
+            raise self._failed(error, self._unapplied([part for _, part in produced])) from error
         tally.seconds["apply"] = time.perf_counter() - start
-        self._settled = cycle
         self._metrics.settled(tally, answered_ms)
         self._warn_wrong_partition(tally.dead_letters.get("wrong_partition", 0))
         self._tasks.remove(asyncio.current_task())  # type: ignore[arg-type]
@@ -325,27 +329,6 @@ class Pipeline:
                 "`headrace repartition` copies a topic as it must be", self._misplaced,
             )  # fmt: skip
             self._warn_after_s = time.monotonic() + _WARN_EVERY_S
-
-    async def _apply(self, station: Station, produced: list[Produced], positions: Mapping[Target, int]) -> None:
-        writes, heads = [], {}
-        for part in produced:
-            head, expected = station.heads[part.partition]
-            offsets, outputs = head.offsets | part.offsets, head.outputs
-            # Answers to records that are not applied yet may lie before those of this cycle, from before a takeover:
-            # the recorded positions stay, so that the next takeover finds them again.
-            if reached(offsets, station.answered.get(part.partition, {})):
-                ends = station.ends.get(part.partition, {})
-                outputs = {t: positions.get((t, part.partition), max(o, ends.get(t, 0))) for t, o in outputs.items()}
-            new = self._signed(offsets, outputs, part.watermark, station.lane)
-            heads[part.partition] = new, encode_head(new)
-            fields = await asyncio.wrap_future(part.fields) if isinstance(part.fields, Future) else part.fields
-            writes.append(Write(part.partition, expected, heads[part.partition][1], fields))
-        if writes:
-            await station.apply(writes, produced)
-        station.heads |= heads
-        for partition, (head, _) in heads.items():
-            for topic, offset in head.offsets.items():
-                self.applied[topic, partition] = offset
 
     # -- stopping and failing -----------------------------------------------------------------------------------
 
@@ -389,4 +372,5 @@ class Pipeline:
                     station.lane.drop(partition)
                 station.heads.clear()
             self.applied.clear()
+            self._applier.forget()
             self._slots = asyncio.Semaphore(self._in_flight)

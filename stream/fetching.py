@@ -19,6 +19,7 @@ from mode.utils.futures import maybe_async
 
 from stream.connections import kafka_client_args
 from stream.lane import Target
+from stream.pause import Pause
 from stream.settings import Settings
 from stream.unpacking import bound_unpacking
 
@@ -130,11 +131,17 @@ class Fetched:
 
     def __init__(self, generation: int) -> None:
         self.generation = generation
-        self.arrived, self.taken = asyncio.Event(), asyncio.Event()
+        self.taken = asyncio.Event()
         self.count = 0
         self.over = False
         self._records: dict[Target, list[Any]] = {}
         self._lagging: Mapping[Target, bool] = {}
+        self._empty = Pause()
+
+    async def wait(self, limit_s: float) -> None:
+        """Until there is something, or ``limit_s`` seconds have passed."""
+        if not self._records:
+            await self._empty.wait(limit_s)
 
     def add(self, found: Mapping[TP, list[Any]], lagging: Mapping[Target, bool]) -> None:
         """Take in one fetch, and which partitions held more after it."""
@@ -143,11 +150,10 @@ class Fetched:
             self.count += len(records)
         self._lagging = lagging
         if found:
-            self.arrived.set()
+            self._empty.end()
 
     def take(self) -> tuple[dict[Target, list[Any]], Mapping[Target, bool]]:
         """Everything, and which partitions held more after it."""
         records, self._records, self.count = self._records, {}, 0
-        self.arrived.clear()
         self.taken.set()
         return records, self._lagging

@@ -316,7 +316,7 @@ class FraudLane:
 
         def encode(part: Part, more: Fields) -> Wired:
             pairs = zip(self.caches, part.slots, strict=True)
-            rows = [cache.encode(np.unique(slots)) for cache, slots in pairs]
+            rows = [cache.encode(slots if len(slots) == 1 else np.unique(slots)) for cache, slots in pairs]
             return Wired.of([*rows, Wired.plain(more)] if more else rows)
 
         if not beside:

@@ -22,12 +22,13 @@ from stream.embedded import Broker, RedisServer
 from stream.metrics import Metrics
 from stream.rules import RulesHolder
 from stream.settings import WorkerSettings, load_settings
+from stream.store import HEAD
 from tests.fakes import SCHEMA, START_MS, FakeFraud, World
 from tests.servers import RunningBroker, produce
 from tests.test_cycle import facts, filled, uninterrupted
 from tests.test_rebuilt_state import LANES, Servers, make_anew, snapshot
 from tests.test_takeovers import stormy
-from tests.workers import Deployment
+from tests.workers import Deployment, wait_until
 from tests.world import World as TrainedWorld
 
 DAY_MS = 86_400_000
@@ -237,10 +238,12 @@ def test_a_real_worker_goes_on_with_its_budget_after_it_was_killed(
         asyncio.run(produce(broker.bootstrap, deployment.topics.transactions, records, timestamp_ms=START_MS + 10**9))
         worker = deployment.started(part + 1)
         deployment.wait_for({deployment.topics.decisions: 200 * (part + 1)})
-        _ = worker.kill()
         with Redis.from_url(redis_server.url) as redis:
-            name = deployment.name
-            held.append(redis.hgetall(f"{name}:{{{name}:fraud:0}}"))
+            key = f"{deployment.name}:{{{deployment.name}:fraud:0}}"
+            applied = b'"%s":%d' % (deployment.topics.transactions.encode(), 200 * (part + 1))
+            wait_until(lambda: applied in (redis.hget(key, HEAD) or b""), "what was decided is applied")  # noqa: B023
+            _ = worker.kill()
+            held.append(redis.hgetall(key))
     decisions = deployment.decoded(deployment.topics.decisions)
     assert {FIELDS[0], FIELDS[1]} <= held[1].keys() and held[0][FIELDS[0]] != held[1][FIELDS[0]]
     assert len({decision["review_score"] for decision in decisions}) > 1

@@ -137,6 +137,54 @@ def test_whatever_fails_in_a_cycle_each_answer_is_given_once_and_the_state_is_ex
     asyncio.run(both())
 
 
+def test_small_cycles_that_wait_together_are_applied_in_one_write() -> None:
+    async def run() -> None:
+        world, heads = filled(), []
+        worker = world.worker(in_flight=4)
+        store: Any = worker.stores["fraud"]
+        apply = store.apply
+
+        async def counted(writes: Any) -> None:
+            heads.extend(write.head for write in writes if write.fields)
+            await apply(writes)
+
+        store.apply = counted
+        await worker.take_over()
+        cycles = 0
+        while await worker.fetch(5):
+            cycles += 1
+        await worker.settle()
+        assert cycles > 20 and len(heads) <= cycles / 2
+        whole = await uninterrupted(filled())
+        assert facts(world) == facts(whole) and world.state() == whole.state()
+
+    asyncio.run(run())
+
+
+def test_a_cycle_goes_in_a_write_of_its_own_where_several_would_exceed_the_fields_of_a_script(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def run() -> None:
+        world, sizes = filled(), []
+        worker = world.worker(in_flight=4)
+        store: Any = worker.stores["fraud"]
+        apply = store.apply
+
+        async def measured(writes: Any) -> None:
+            sizes.extend(len(write.fields) for write in writes)
+            await apply(writes)
+
+        store.apply = measured
+        await worker.take_over()
+        while await worker.fetch(5):
+            pass
+        await worker.settle()
+        assert 10 < max(sizes) <= 24
+
+    monkeypatch.setattr("stream.applying.FIELDS_MAX", 24)
+    asyncio.run(run())
+
+
 def test_answers_already_given_hold_when_the_models_changed_meanwhile() -> None:
     async def run() -> None:
         world = filled(count=60)
