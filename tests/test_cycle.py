@@ -139,7 +139,7 @@ def test_whatever_fails_in_a_cycle_each_answer_is_given_once_and_the_state_is_ex
 
 def test_small_cycles_that_wait_together_are_applied_in_one_write() -> None:
     async def run() -> None:
-        world, heads = filled(), []
+        world, heads = filled(), list[bytes]()
         worker = world.worker(in_flight=4)
         store: Any = worker.stores["fraud"]
         apply = store.apply
@@ -165,7 +165,7 @@ def test_a_cycle_goes_in_a_write_of_its_own_where_several_would_exceed_the_field
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def run() -> None:
-        world, sizes = filled(), []
+        world, sizes = filled(), list[int]()
         worker = world.worker(in_flight=4)
         store: Any = worker.stores["fraud"]
         apply = store.apply
