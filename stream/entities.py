@@ -3,6 +3,8 @@
 In: ids by partition. Out: rows of a :class:`~features.engine.Rows` table. This worker is the only writer of the
 partitions it owns, so what it has written is always right; a partition's rows are dropped when it is lost.
 
+Rows that are let go stay here a while as Redis has them: a tenth of the memory, and no round trip to have them again.
+
 An entity that is not the partition key has a shard in every partition. Its *view* is a row that merges all shards:
 folded into by this worker, and rebuilt from Redis at most every ``refresh_s`` for what other workers wrote.
 """
@@ -16,17 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.catalogue import Layout
-from features.codec import decode_rows, encode_packed
+from features.codec import decode_rows, encode_packed, encode_rows
 from features.engine import Rows
 from features.rowindex import RowIndex, merge_all
 from features.texts import Texts
 from features.watermark import is_past, past_fields
+from stream.packed import Packed
 from stream.resp import Wired
 
 Ints = NDArray[np.int64]
 VIEW = -1  # the partition under which views are indexed
 _BUILT_AT_ONCE = 4096  # shards that lie in rows of their own while views are built
-_SLACK = 8  # an eviction frees an eighth of the budget, so that it is rare
+_SLACK = 16  # an eviction frees a sixteenth of the budget, so that it is rare
+_PACKED_SHARE = 0.25  # of the budget, at most, for rows as Redis has them
 
 
 @dataclass(slots=True)
@@ -56,14 +60,15 @@ class EntityCache:
         self._fresh_until = np.zeros(0)  # by view's row
         self._unread: dict[int, Ints] = {}  # by partition, rows whose state is still in Redis
         self._stale: _Stale | None = None
+        self.packed = Packed()  # applied state of rows that were let go, and of no others
 
     def __len__(self) -> int:
         return len(self._index)
 
     @property
     def nbytes(self) -> int:
-        """Memory of all rows, used or free, and of what finds them."""
-        return self.rows.nbytes + self._index.nbytes
+        """Memory of all rows, used or free, of what finds them, and of those that were let go."""
+        return self.rows.nbytes + self._index.nbytes + self.packed.nbytes
 
     # -- what a cycle needs --------------------------------------------------------------------------------------
 
@@ -100,12 +105,17 @@ class EntityCache:
     def wanted(self) -> dict[int, list[bytes]]:
         """Redis fields by partition that :meth:`fill` needs."""
         names = self._index.names
-        wanted = {p: [names[row] for row in rows.tolist()] for p, rows in self._unread.items()}
+        wanted: dict[int, list[bytes]] = {}
+        for p, rows in self._unread.items():
+            far = self.packed.lacks(p, [names[row] for row in rows.tolist()])
+            if far:
+                wanted[p] = far
         if self._stale is not None:
             for p in range(self._partitions):
-                absent = np.flatnonzero(self._stale.shards[:, p] < 0).tolist()
-                if absent:
-                    wanted.setdefault(p, []).extend([self._stale.names[i] for i in absent])
+                absent = [self._stale.names[i] for i in np.flatnonzero(self._stale.shards[:, p] < 0).tolist()]
+                far = self.packed.lacks(p, absent)
+                if far:
+                    wanted.setdefault(p, []).extend(far)
         return wanted
 
     def fill(self, values: Mapping[int, Mapping[bytes, bytes | None]], until_s: float, watermarks: Ints) -> None:
@@ -116,8 +126,10 @@ class EntityCache:
         """
         names = self._index.names
         for p, rows in self._unread.items():
-            found = values[p]
-            self._decode([found[names[row]] or b"" for row in rows.tolist()], rows)
+            mine = [names[row] for row in rows.tolist()]
+            near, read = self.packed.take(p, mine), values.get(p, {})
+            self.hits, self.misses = self.hits + len(near), self.misses - len(near)
+            self._decode([near[name] if name in near else read[name] or b"" for name in mine], rows)
         self._unread = {}
         if self._stale is not None:
             self._build(self._stale, values, watermarks)
@@ -139,6 +151,7 @@ class EntityCache:
     def drop(self, partition: int) -> None:
         """Forget a partition, and all views, since they include it."""
         self._unread, self._stale = {}, None
+        self.packed.drop(partition)
         self.release(np.concatenate([self._index.rows(partition), self._index.rows(VIEW)]))
 
     def evictable(self, settled: int) -> tuple[Ints, NDArray[np.float64]]:
@@ -150,6 +163,14 @@ class EntityCache:
         rows = np.flatnonzero(self._index.used & (self._cycles <= settled))
         idle = settled + 1.0 - self._cycles[rows]
         return rows, np.where(self._index.of(rows) == VIEW, idle / self._partitions, idle)
+
+    def let_go(self, rows: Ints) -> None:
+        """Forget rows that :meth:`evictable` gave, but for what Redis has of them."""
+        of, names = self._index.of(rows), self._index.names
+        shards = rows[of != VIEW]
+        values = encode_rows(self.layout, shards, self.rows.ints, self.rows.floats)
+        self.packed.put(of[of != VIEW].tolist(), [names[row] for row in shards.tolist()], values)
+        self.release(rows)
 
     def release(self, rows: Ints) -> None:
         """Forget rows."""
@@ -198,9 +219,9 @@ class EntityCache:
         places: list[tuple[int, int]] = []
         for p in range(self._partitions):
             absent = np.flatnonzero(parts[:, p] < 0).tolist()
-            found = values[p] if absent else {}
+            near, found = self.packed.of(p), values.get(p, {})
             for i in absent:
-                value = found[entities[i]]
+                value = near[entities[i]] if entities[i] in near else found[entities[i]]
                 if value:
                     places.append((i, p))
                     read.append(value)
@@ -219,15 +240,23 @@ class EntityCache:
 
 def evict(caches: Sequence[EntityCache], nbytes_max: int, settled: int) -> None:
     """Hold the rows of several caches together to a budget, first those long unused that cost least."""
-    surplus = sum(len(cache) * cache.row_bytes for cache in caches) - nbytes_max
+    for cache in caches:
+        cache.packed.hold(int(nbytes_max * _PACKED_SHARE) // len(caches))
+    rows_max = nbytes_max - sum(cache.packed.nbytes for cache in caches)
+    surplus = sum(len(cache) * cache.row_bytes for cache in caches) - rows_max
     if surplus <= 0:
         return
+    surplus += rows_max // _SLACK
     found = [cache.evictable(settled) for cache in caches]
     counts = [len(rows) for rows, _ in found]
-    order = np.argsort(-np.concatenate([idle for _, idle in found]), kind="stable")
+    idle = -np.concatenate([idle for _, idle in found])
+    order = np.arange(len(idle))
+    if (few := surplus // min(cache.row_bytes for cache in caches) + 1) < len(order):
+        order = np.argpartition(idle, few)[:few]
+    order = order[np.argsort(idle[order], kind="stable")]
     sizes = np.repeat([cache.row_bytes for cache in caches], counts)[order]
-    gone = order[: int(np.searchsorted(np.cumsum(sizes), surplus + nbytes_max // _SLACK)) + 1]
+    gone = order[: int(np.searchsorted(np.cumsum(sizes), surplus)) + 1]
     first = 0
     for cache, (rows, _), count in zip(caches, found, counts, strict=True):
-        cache.release(rows[gone[(gone >= first) & (gone < first + count)] - first])
+        cache.let_go(rows[gone[(gone >= first) & (gone < first + count)] - first])
         first += count

@@ -21,7 +21,9 @@ def new_cache(*, partitions: int = 1, refresh_s: float = 1.0) -> EntityCache:
 
 
 def hold(cache: EntityCache, rows: int, settled: int) -> None:
+    """Let go of rows, and of what Redis has of them."""
     evict([cache], rows * cache.row_bytes, settled)
+    cache.packed.hold(0)
 
 
 def claim(cache: EntityCache, partition: int, ids: Sequence[str], cycle: int) -> list[bytes]:
@@ -88,6 +90,32 @@ def test_the_least_recently_used_goes_first_and_what_is_not_applied_stays() -> N
     hold(cache, 2, settled=5)
     assert 1 <= len(cache) <= 2  # a little more goes than has to, so that it is rare
     assert claim(cache, 0, ["b"], 6) == []
+
+
+def test_a_row_that_was_let_go_is_had_again_without_redis_until_its_partition_is_lost() -> None:
+    cache = new_cache(partitions=2)
+    for cycle, id_ in enumerate("abcdefghij"):
+        fill(cache, 0, [id_], cycle)
+        mark(cache, 0, id_, cycle + 1)
+    evict([cache], 4 * cache.row_bytes, settled=20)
+    assert len(cache) <= 4 and cache.hits == 10
+    assert view(cache, "b", 0.0, 1.0, {1: {b"merchant:b": None}}) == 2.0  # of a shard that is not among the rows
+    assert fill(cache, 0, ["a", "c", "new"], 21) == [b"merchant:new"]
+    assert [newest_count(cache, row_of(cache, 0, id_)) for id_ in ("a", "c", "new")] == [1.0, 3.0, 0.0]
+    assert cache.packed.lacks(0, [b"merchant:a", b"merchant:b"]) == [b"merchant:a"]
+    cache.drop(0)
+    assert fill(cache, 0, ["a", "b"], 22) == [b"merchant:a", b"merchant:b"] and cache.packed.nbytes == 0
+
+
+def test_what_was_let_go_keeps_to_its_share_of_the_budget_the_oldest_first_to_go() -> None:
+    cache = new_cache()
+    for cycle in range(0, 400, 10):
+        fill(cache, 0, [f"m{cycle + i}" for i in range(10)], cycle)
+        evict([cache], 20 * cache.row_bytes, settled=cycle)
+        assert len(cache) * cache.row_bytes + cache.packed.nbytes <= 31 * cache.row_bytes
+    assert 0 < cache.packed.nbytes <= 6 * cache.row_bytes
+    held = [n for n in range(400) if not cache.packed.lacks(0, [b"merchant:m%d" % n])]
+    assert len(held) >= 20 and min(held) >= 300
 
 
 def test_an_evicted_row_is_used_again_and_reads_as_nothing() -> None:
