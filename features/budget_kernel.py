@@ -12,10 +12,12 @@ threshold is the score at which as many cases are to be expected in what is left
 - transactions by hour of the week (before the second week: by hour of the day, before the second day: the rate so far)
   and how the last hours went against them say how many transactions are left.
 
-Cases that come from elsewhere (rules) are expected as they came before. Near midnight it plans for 3 % of a day more
-than is left, so that the last hour does not spend what others saved, and half of what a day left or overdrew, at most a
-tenth of N, goes to the days after it. At 1.5 N nothing more passes before midnight but what is decided elsewhere. A new
-version of the model shrinks the histogram to an eighth of a day, so that the scores of the new one soon prevail.
+Cases that come from elsewhere (rules) are expected as they came before. It plans for 3 % of a day more than is left, so
+that the last hour does not spend what others saved, or for two cases more if that is longer: with a budget of a few
+cases (N is shared by many partitions) a day that has brought one less than usual has no worse frauds, and a threshold
+that made up for it by midnight would take what comes. Half of what a day left or overdrew, at most a tenth of N, goes
+to the days after it. At 1.5 N nothing more passes before midnight but what is decided elsewhere. A new version of the
+model shrinks the histogram to an eighth of a day, or two cases' worth, so that the scores of the new one soon prevail.
 
 The clock is the newest event time that is at most six hours after the partition's watermark
 (:mod:`features.watermark`): one record from the future does not end a day. Days without any transaction teach nothing.
@@ -45,6 +47,7 @@ _LEAST = 1e-6  # scores have six decimals
 _WEEK_HOURS = 168
 _HALF_LIFE_H = 72.0
 _MARGIN = 0.03  # of a day, see the module's text
+_CASES_TELL = 2.0  # fewer cases are chance and no reason to move the threshold
 _SLACK_MS = 6 * HOUR_MS
 _UNKNOWN = -1.0
 _LEAST_LEFT = 0.02  # of the budget, for what is far above all others when the budget is spent
@@ -166,8 +169,9 @@ def _threshold(ints: Ints, floats: Floats, budget: float) -> float:
     if ints[HOUR] < 0 or floats[EVENTS] <= 0.0:
         return _UNKNOWN
     rest, total = _left(ints, floats)
-    share = floats[EVENTS] / (rest + _MARGIN * total)
-    cases = budget + floats[CARRY] - ints[CASES] + _MARGIN * budget
+    margin = max(_MARGIN, _CASES_TELL / budget)
+    share = floats[EVENTS] / (rest + margin * total)
+    cases = budget + floats[CARRY] - ints[CASES] + margin * budget
     wanted = max(cases * share - floats[FORCED], _LEAST_LEFT * budget * share)
     above, place = 0.0, 0.0
     for b in range(LEVELS - 1, -1, -1):
@@ -233,7 +237,8 @@ def decide(ints: Ints, floats: Floats, hours: Floats, cards: Ints, places: Ints,
                 _tick(ints, floats, hours, places, now, budget)
         if model[n] != ints[MODEL]:
             if ints[MODEL] != 0 and floats[EVENTS] > 0.0:
-                days = _SWAPPED_DAYS * (floats[TOTAL] if floats[TOTAL] > 0.0 else floats[EVENTS])
+                a_day = floats[TOTAL] if floats[TOTAL] > 0.0 else floats[EVENTS]
+                days = max(_SWAPPED_DAYS, _CASES_TELL / budget) * a_day
                 kept = min(1.0, days / floats[EVENTS])
                 floats[EVENTS] *= kept
                 floats[FORCED] *= kept

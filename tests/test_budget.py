@@ -102,6 +102,25 @@ def test_partitions_share_it() -> None:
     within([sum(day) for day in zip(*each, strict=True)], 100, 1)
 
 
+def test_many_partitions_with_two_cases_each_still_find_the_worst_cards() -> None:
+    """Of two cases a day, one less than usual is chance: the threshold must not fall for it."""
+    s = stream(21)
+    lies = (s.card.view(np.uint64) >> np.uint64(30)) % np.uint64(12)
+    action = np.zeros(len(s.time), np.int8)
+    for p in range(12):
+        rows = np.flatnonzero(lies == p)
+        action[rows] = run(Budget(24 / 12), s.take(rows))[0]
+    within(cases(s, action), 24, 1)
+    day, found = (s.time - MONDAY_MS) // DAY_MS, []
+    for d in range(3, 21):
+        cards, of = np.unique(s.card[day == d], return_inverse=True)
+        best, alerted = np.zeros(len(cards)), np.zeros(len(cards), np.bool_)
+        np.maximum.at(best, of, s.score[day == d])
+        alerted[of[action[day == d] > 0]] = True
+        found.append(best[alerted].mean() / np.sort(best)[-24:].mean())
+    assert np.mean(found) >= 0.88, found
+
+
 def test_twice_the_transactions_are_no_more_cases() -> None:
     calm, busy = stream(7), stream(14, 2, a_day=12_000)
     late = busy.take(busy.time >= MONDAY_MS + 7 * DAY_MS)
