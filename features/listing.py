@@ -107,13 +107,15 @@ class Lister:
         if trends is not None:
             # What is popular has to be there already, so that a trend has to be stronger than that.
             limit = min(k, items.shape[1])
-            before, short = items.copy(), np.flatnonzero(sizes < limit)
-            excluded = model.numbers_of(clicked.viewed) if hide else np.full(len(sizes), -1, np.int32)
-            fill_up(limit, excluded, how.popular, how.weights, model.popularity, items, scores, sizes)
+            short = np.flatnonzero(sizes < limit)
+            before = items[short]
+            if len(short):
+                excluded = model.numbers_of(clicked.viewed) if hide else np.full(len(sizes), -1, np.int32)
+                fill_up(limit, excluded, how.popular, how.weights, model.popularity, items, scores, sizes)
             trends.blend(model, clicked.viewed, items, scores, sizes)
             if len(short):
                 sizes[short] = np.minimum(sizes[short], limit)
-                known = (items[short, :, None] == before[short, None, :]).any(2)
+                known = (items[short, :, None] == before[:, None, :]).any(2)
                 reasons[short] = np.where(known, VIEWED_AFTER, POPULAR)
         with shelf.lock:
             self._strangers = {}
@@ -158,9 +160,10 @@ class Lister:
         Items that the shelf does not know are numbered beyond its slots, for this call.
         """
         n, beyond = model.items, model.items + self.shelf.capacity
-        unknown = np.unique(places[places >= n])
-        if not len(unknown):
+        stranger = places >= n
+        if not stranger.any():
             return places
+        unknown = np.unique(places[stranger])
         hashes = trends.hashes_of(unknown.astype(np.int64) - n).tolist()
         slots = np.array(self.shelf.slots_of(hashes), np.int32)
         own = np.where(slots >= 0, n + slots, beyond + unknown - n).astype(np.int32)
@@ -176,9 +179,11 @@ class Lister:
         shelf, m = self.shelf, len(clicked.counts)
         view, levers = shelf.view(model), shelf.levers
         bought = [value for row in clicked.bought for value in row]
-        bounds = np.zeros(m + 1, np.int64)
-        bounds[1 : len(clicked.bought) + 1] = np.cumsum([len(row) for row in clicked.bought])
-        places = self._places(model, np.concatenate([clicked.viewed, np.array(bought, np.uint64)]))
+        bounds, hashes = np.zeros(m + 1, np.int64), clicked.viewed
+        if bought:
+            bounds[1:] = np.cumsum([len(row) for row in clicked.bought])
+            hashes = np.concatenate([hashes, np.array(bought, np.uint64)])
+        places = self._places(model, hashes)
         asked = Asked(clicked.hashes, clicked.counts, clicked.times, places[:m], places[m:], bounds)
         plain = levers.idle and not len(view.new)
         rules = Rules(shelf.open, hide, plain, levers.fresh_ms, levers.fresh_factor, levers.new_max)
@@ -216,7 +221,8 @@ class Lister:
 
     def _items(self, model: Recommender, places: list[int], scores: list[float], reasons: list[int],
                because: list[int]) -> list[RecommendedItem]:  # fmt: skip
-        items, known = [], self._texts
+        items, known, n = [], self._texts, model.items
+        title_of, item_id = self.shelf.title if len(self.shelf) else _no_title, model.item_id
         for place, score, code, why in zip(places, scores, reasons, because, strict=True):
             if place < 0:
                 break
@@ -224,8 +230,8 @@ class Lister:
             text = known.get(key)
             if text is None:
                 text = known[key] = self._reason(model, *key)
-            title = self._title(model, place)
-            items.append(RecommendedItem(self._id(model, place), round(score, 6), *text, title))
+            id_ = item_id(place) if place < n else self._id(model, place)
+            items.append(RecommendedItem(id_, round(score, 6), *text, title_of(id_) or msgspec.UNSET))
         return items
 
     def _stands_on(self, model: Recommender, code: int, place: int) -> int:
@@ -257,8 +263,9 @@ class Lister:
             return self._trends.item_id(model, place - self.shelf.capacity)
         return self.shelf.ids[place - model.items]
 
-    def _title(self, model: Recommender, place: int) -> str | msgspec.UnsetType:
-        return self.shelf.title(self._id(model, place)) or msgspec.UNSET
+
+def _no_title(item_id: str) -> None:
+    """Of an empty shelf."""
 
 
 _IN_WORDS = {POPULAR_IN: "popular in ", NEW_IN: "new in ", BOOSTED: "boosted: ", DEMOTED: "demoted: "}

@@ -11,7 +11,6 @@ all sessions. What must not be shown is left out of it as the last step (:mod:`f
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,10 +22,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from features.decode import Bad, ClickBatch, ClickDecoder, Limits
-from features.hashing import hash_strings
 from features.listing import Clicked, Lister, Lists
 from features.messages import CLICK_ACTIONS, Degraded
 from features.rungs import Asking, Rung
@@ -34,13 +31,13 @@ from features.shelf import Shelf
 from features.texts import Texts
 from features.watermark import UNMARKED, Watermark, advance
 from stream.click_answers import newest, one_by_one, together
+from stream.click_parts import Ids, Part, Queries
 from stream.ladder import Ladder
 from stream.lane import (
     Answers,
     Held,
     LetterId,
     Produced,
-    Record,
     Records,
     Tally,
     Target,
@@ -53,7 +50,6 @@ from stream.lane import (
 from stream.sessions import (
     CLICK_BYTES,
     ITEM_BYTES,
-    SESSION_ITEMS,
     Session,
     User,
     decode_session,
@@ -88,47 +84,6 @@ class _Partition:
     emitted: dict[str, bytes] = field(default_factory=dict)  # where lists can be pulled, by source what was answered
     sessions: dict[str, Session] = field(default_factory=dict)
     users: dict[str, User] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Part:
-    partition: int
-    offsets: dict[str, int]
-    answers: Answers
-    records: list[Record]
-    batch: ClickBatch
-    marks: NDArray[np.int64]
-    watermark: Watermark
-    items: NDArray[np.uint64]  # hashes of what was clicked
-    long_session: list[bool] = field(default_factory=list)
-    bought: list[list[int]] = field(default_factory=list)  # where repeat buying is off, item hashes by click
-    earlier: dict[int, list[int]] = field(default_factory=dict)  # by row of the cycle, last items of a returning user
-
-    @property
-    def users(self) -> list[str]:
-        """The user ids of its clicks, each once."""
-        return [id_ for id_ in dict.fromkeys(self.batch.user_id) if id_ is not None]
-
-
-class _Queries:
-    """The items of the session after each click of a cycle, end to end, oldest first."""
-
-    __slots__ = ("counts", "items")
-
-    def __init__(self) -> None:
-        self.items = array("Q")
-        self.counts: list[int] = []
-
-    def add(self, session: Session) -> None:
-        self.items.extend([click[1] for click in session.clicks])
-        self.counts.append(len(session.clicks))
-
-    def arrays(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """As :class:`features.listing.Clicked` takes them."""
-        counts = np.array(self.counts, np.int64)
-        hashes = np.zeros((len(counts), SESSION_ITEMS), np.uint64)
-        hashes[np.arange(SESSION_ITEMS) < counts[:, None]] = np.frombuffer(self.items, np.uint64)
-        return hashes, counts
 
 
 class RecommendLane:
@@ -196,7 +151,7 @@ class RecommendLane:
         state.answered = after_sources(sources)
         return state.answered
 
-    def sources(self, work: list[_Part]) -> list[tuple[Target, int]]:
+    def sources(self, work: list[Part]) -> list[tuple[Target, int]]:
         """The clicks that a cycle counts."""
         return [((self.topics[0], part.partition), record.offset) for part in work for record in part.records]
 
@@ -223,7 +178,7 @@ class RecommendLane:
                 if (name.startswith(_SESSION) and decode_session(value).is_over(session))
                 or (name.startswith(_USER) and decode_user(value).time < user)]  # fmt: skip
 
-    def begin(self, fetched: Mapping[int, Records], lagging: Mapping[int, bool], tally: Tally) -> list[_Part]:
+    def begin(self, fetched: Mapping[int, Records], lagging: Mapping[int, bool], tally: Tally) -> list[Part]:
         """Skip what is applied, decode, and check the keys."""
         parts = []
         topic = self.topics[0]
@@ -234,25 +189,26 @@ class RecommendLane:
             if state is None or not fresh:
                 continue
             batch = self._decode([r.value for r in fresh], [r.timestamp for r in fresh])
-            wrong = self._wrong_partition(batch, partition)
+            ids = Ids.of(batch)
+            wrong = self._wrong_partition(batch, partition, ids.keys)
             answers = Answers(state.done)
             for bad in (*batch.bad, *wrong.values()):
                 refuse((topic, partition), fresh[bad.index], bad, self._topic_names.dead_letters, answers, tally)
             if wrong:
                 batch = self._without(batch, set(wrong))
+                ids = Ids.of(batch)
             tally.add(tally.events, "clicks", len(fresh))
             tally.unknown_fields += batch.unknown_fields
             state.offsets = state.offsets | {topic: fresh[-1].offset + 1}
             marks, state.watermark = advance(state.watermark, batch.time)
-            parts.append(_Part(partition, dict(state.offsets), answers, [fresh[i] for i in batch.rows], batch,
-                               marks, state.watermark, hash_strings(batch.item_id)))  # fmt: skip
+            parts.append(Part(partition, dict(state.offsets), answers, [fresh[i] for i in batch.rows], batch,
+                               marks, state.watermark, ids.items, ids.events))  # fmt: skip
         return parts
 
-    def _wrong_partition(self, batch: ClickBatch, partition: int) -> dict[int, Bad]:
+    def _wrong_partition(self, batch: ClickBatch, partition: int, keys: Texts) -> dict[int, Bad]:
         """Position in the batch and reason of each click whose key belongs to another partition."""
         if self._worker.accept_mispartitioned or not batch.rows:
             return {}
-        keys = Texts.of([user or session for user, session in zip(batch.user_id, batch.session_id, strict=True)])
         return misplaced(
             keys, batch.rows, np.full(len(keys), partition), self.partitions, "key {!r} (user_id, else session_id)"
         )
@@ -267,17 +223,17 @@ class RecommendLane:
         return ClickBatch(**columns, time=batch.time[keep], action=batch.action[keep], bad=batch.bad,
                           unknown_fields=batch.unknown_fields)  # fmt: skip
 
-    def wanted(self, work: list[_Part], cycle: int, now_s: float) -> dict[int, list[bytes]]:
+    def wanted(self, work: list[Part], cycle: int, now_s: float) -> dict[int, list[bytes]]:
         """Redis fields of the sessions and users that are not cached, by partition."""
         wanted = {part.partition: [kind + id_.encode() for kind, id_ in self._missing(part)] for part in work}
         return {partition: fields for partition, fields in wanted.items() if fields}
 
-    def _missing(self, part: _Part) -> list[tuple[bytes, str]]:
+    def _missing(self, part: Part) -> list[tuple[bytes, str]]:
         state = self._partitions[part.partition]
         missing = [(_SESSION, id_) for id_ in dict.fromkeys(part.batch.session_id) if id_ not in state.sessions]
         return missing + [(_USER, id_) for id_ in part.users if id_ not in state.users]
 
-    def fill(self, work: list[_Part], values: Mapping[int, Mapping[bytes, bytes | None]], now_s: float) -> None:
+    def fill(self, work: list[Part], values: Mapping[int, Mapping[bytes, bytes | None]], now_s: float) -> None:
         """Take in what was read for :meth:`wanted`."""
         for part in work:
             state, missing = self._partitions[part.partition], self._missing(part)
@@ -290,14 +246,14 @@ class RecommendLane:
                 else:
                     state.users[id_] = decode_user(found)
 
-    def compute(self, work: list[_Part], models: Any, cycle: int, tally: Tally) -> list[Produced]:
+    def compute(self, work: list[Part], models: Any, cycle: int, tally: Tally) -> list[Produced]:
         """Fold each click into its session and answer it; the click itself counts in its answer."""
         if not work:
             return []
         start, total = perf_counter(), sum(len(part.records) for part in work)
         rung = self._ladder.choose([record.timestamp for part in work for record in part.records])
         with tally.stage("features"):
-            queries = _Queries()
+            queries = Queries()
             for part in work:
                 self._fold(part, cycle, queries)
             hashes, counts = queries.arrays()
@@ -326,11 +282,10 @@ class RecommendLane:
             tally.add(tally.degraded, rung.label, total)
         return produced
 
-    def _fold(self, part: _Part, cycle: int, queries: _Queries) -> None:
+    def _fold(self, part: Part, cycle: int, queries: Queries) -> None:
         state, worker = self._partitions[part.partition], self._worker
         sessions, users = state.sessions, state.users
-        events = hash_strings(part.batch.event_id).tolist()
-        items = part.items.tolist()
+        events, items = part.events.tolist(), part.items.tolist()
         bought = (part.batch.action == _BUY).tolist()
         ids = (part.batch.session_id, part.batch.user_id)
         columns = (events, items, part.batch.time.tolist(), part.marks.tolist(), bought)
@@ -358,7 +313,7 @@ class RecommendLane:
         asking = Asking(rung, self._beside, *(() if trends is None else trends.popular(model)))
         return self.lister.lists(model, clicked, self._worker.recommendations_k, asking, trends)
 
-    def _produced(self, work: list[_Part], models: Any, found: Lists, tally: Tally, degraded: Degraded | None
+    def _produced(self, work: list[Part], models: Any, found: Lists, tally: Tally, degraded: Degraded | None
                   ) -> list[Produced]:  # fmt: skip
         produced, row = [], 0
         for part in work:
@@ -377,7 +332,7 @@ class RecommendLane:
                                      lists))  # fmt: skip
         return produced
 
-    def _written(self, part: _Part, row: int, models: Any, found: Lists, tally: Tally, degraded: Degraded | None
+    def _written(self, part: Part, row: int, models: Any, found: Lists, tally: Tally, degraded: Degraded | None
                  ) -> Callable[[int], bytes]:  # fmt: skip
         """Put the messages of a partition among its answers; what reads each one's value."""
         state, topic = self._partitions[part.partition], self._topic_names.recommendations

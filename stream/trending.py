@@ -64,6 +64,7 @@ class Trends:
         self._model: Recommender | None = None
         self._places = np.full(len(self._counts.items), -1, np.int32)
         self._popular: tuple[Ints, Floats] = np.zeros(0, np.int32), np.zeros(0, np.float32)
+        self._weights = np.zeros(0, np.float32)  # of what is popular, beside that of the first
         self._lifted: tuple[Ints, Floats] = np.zeros(0, np.int32), np.zeros(0, np.float32)
 
     @property
@@ -149,8 +150,7 @@ class Trends:
     def popular(self, model: Recommender) -> tuple[Ints, Floats]:
         """What is wanted now, best first, as :class:`features.rungs.Asking` takes it."""
         self._renew(model)
-        places, shares = self._popular
-        return places, shares / shares[:1]
+        return self._popular[0], self._weights
 
     def _renew(self, model: Recommender) -> None:
         if self._ids and (model is not self._model or self._fresh >= _REFRESH_CLICKS):
@@ -181,3 +181,4 @@ class Trends:
         mean = np.concatenate([mean, share[known] * POPULAR_VISITORS / (POPULAR_VISITORS + total)])
         best = np.lexsort((every, -mean))[:_POPULAR]
         self._popular = every[best].astype(np.int32), mean[best].astype(np.float32)
+        self._weights = self._popular[1] / self._popular[1][:1]
