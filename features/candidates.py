@@ -62,17 +62,17 @@ def _name(count: int, excluded: int, index: Index, scratch: Scratch) -> None:
     """Write each source's rank of every touched item, -1 where it does not name it."""
     limit = int(index.settings[LIST])
     touched, scores, ranks, slots = scratch.touched, scratch.scores, scratch.ranks, scratch.slots
-    list_scores, list_items = scratch.list_scores, scratch.list_items
-    for t in range(count):
+    list_scores, list_items, own = scratch.list_scores, scratch.list_items, scratch.named
+    for t in range(count):  # side by side, as every source looks at all of them
+        item = touched[t]
         for source in range(_S):
-            ranks[t, source] = -1
+            ranks[t, source], own[t, source] = -1, scores[item, source] if item != excluded else np.float32(0.0)
     for source in range(_S):
         size = 0
         for t in range(count):
-            item = touched[t]
-            score = scores[item, source]
-            if score > 0.0 and item != excluded and (size < limit or score >= list_scores[0]):
-                size = offer(list_scores, list_items, limit, size, score, item)
+            score = own[t, source]
+            if score > 0.0 and (size < limit or score >= list_scores[0]):
+                size = offer(list_scores, list_items, limit, size, score, touched[t])
         best_first(list_scores, list_items, size)
         for rank in range(size):
             ranks[slots[list_items[rank]], source] = rank

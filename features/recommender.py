@@ -134,8 +134,9 @@ class Recommender:
         order = np.argsort(hashes, kind="stable")
         arrays = {name: getattr(self, name) for name in Index._fields if name in _ARRAYS}
         data, bounds = self.item_bytes.tobytes(), self.item_offsets.tolist()
+        at = self.session_offsets[self.posting_sessions] + self.posting_places
         index = Index(hashes=hashes[order], items=order.astype(np.int32), posting_ends=self.posting_offsets[1:],
-                      next_ends=self.next_offsets[1:], **arrays)  # fmt: skip
+                      posting_at=at.astype(np.int32), next_ends=self.next_offsets[1:], **arrays)  # fmt: skip
         object.__setattr__(self, "_index", index)
         object.__setattr__(self, "_fewer", _fewer(index))
         object.__setattr__(self, "_ids", [data[start:end].decode() for start, end in pairwise(bounds)])
@@ -274,6 +275,7 @@ class Recommender:
                 query=np.zeros(CLICKS, np.int32),
                 ages=np.zeros(CLICKS, np.int64),
                 overlap=np.zeros((sessions, VARIANTS), np.float32),
+                found=np.zeros((sessions, VARIANTS), np.float32),
                 places=np.zeros(sessions, np.int32),
                 sessions=np.zeros(sessions, np.int32),
                 votes=np.zeros(nearest, np.float32),
@@ -284,6 +286,7 @@ class Recommender:
                 list_scores=np.zeros(entries, np.float32),
                 list_items=np.zeros(entries, np.int32),
                 ranks=np.zeros((n, len(SOURCES)), np.int32),
+                named=np.zeros((n, len(SOURCES)), np.float32),
                 counts=np.zeros(2),
                 weights=np.zeros(VARIANTS, np.float32),
                 tops=np.zeros(len(SOURCES), np.float32),

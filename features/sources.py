@@ -48,7 +48,8 @@ def counting_nothing(function: _Function) -> _Function:
 class Index(NamedTuple):
     """The model's arrays, see :class:`features.recommender.Recommender`; ``items`` is sorted by ``hashes``.
 
-    ``posting_ends`` and ``next_ends`` int64[n] say how far an item's sessions and occurrences are looked at.
+    ``posting_at`` int32[p] is where in ``sequence`` an item lies in each session that holds it, ``posting_ends`` and
+    ``next_ends`` int64[n] how far an item's sessions and occurrences are looked at.
     """
 
     hashes: Hashes
@@ -59,7 +60,7 @@ class Index(NamedTuple):
     posting_offsets: Longs
     posting_ends: Longs
     posting_sessions: Ints
-    posting_places: Ints
+    posting_at: Ints
     next_offsets: Longs
     next_ends: Longs
     next_places: Ints
@@ -87,6 +88,7 @@ class Scratch(NamedTuple):
     query: Ints
     ages: Longs
     overlap: Floats
+    found: Floats
     places: Ints
     sessions: Ints
     votes: Floats
@@ -97,6 +99,7 @@ class Scratch(NamedTuple):
     list_scores: Floats
     list_items: Ints
     ranks: Ints
+    named: Floats
     counts: Doubles
     weights: Floats
     tops: Floats
@@ -142,10 +145,13 @@ def known_items(hashes: Hashes, index: Index, scratch: Scratch) -> tuple[int, in
 
 @counting_nothing
 def _match(found: int, index: Index, scratch: Scratch) -> int:
-    """Add up, by variant, the overlap of every session that shares an item with the query; how many there are."""
+    """Add up, by variant, the overlap of every session that shares an item with the query; how many there are.
+
+    Writes ``found``, by such a session its overlap times its recency, and ``places``, where it has the shared item.
+    """
     # Arrays are taken out of their tuples before the loops: numba would count references to them in each round.
-    posting_sessions, posting_places = index.posting_sessions, index.posting_places
-    overlap, sessions, places = scratch.overlap, scratch.sessions, scratch.places
+    posting_sessions, posting_at, recency = index.posting_sessions, index.posting_at, index.recency
+    overlap, sessions, places, votes = scratch.overlap, scratch.sessions, scratch.places, scratch.found
     count, weights = 0, scratch.weights
     for j in range(found):
         item = scratch.query[j]
@@ -155,46 +161,53 @@ def _match(found: int, index: Index, scratch: Scratch) -> int:
         for p in range(index.posting_offsets[item], index.posting_ends[item]):
             session = posting_sessions[p]
             if overlap[session, 0] == 0.0:
-                sessions[count] = session
-                count += 1
                 # The newest shared item comes first: what followed it in that session is what may come next here.
-                places[session] = posting_places[p]
+                sessions[count], places[count] = session, posting_at[p]
+                count += 1
             for v in range(VARIANTS):
                 overlap[session, v] += weights[v]
+    for t in range(count):
+        session = sessions[t]
+        for v in range(VARIANTS):
+            votes[t, v] = overlap[session, v] * recency[session, v]
+            overlap[session, v] = 0.0
     return count
 
 
 @counting_nothing
 def _nearest(variant: int, matched: int, index: Index, scratch: Scratch) -> int:
-    """A variant's nearest sessions in ``voters`` with their ``votes``; how many there are."""
-    overlap, recency, sessions = scratch.overlap, index.recency, scratch.sessions
-    votes, voters = scratch.votes, scratch.voters
+    """The places of a variant's nearest sessions in ``voters`` with their ``votes``; how many there are.
+
+    Sessions lie one after the other, the newest first, so among equal votes the lower place is that of the newer one.
+    """
+    found, places, votes, voters = scratch.found, scratch.places, scratch.votes, scratch.voters
     limit, near = int(index.variants[variant, NEAREST]), 0
     if matched <= limit:
         for t in range(matched):
-            voters[t] = sessions[t]
-            votes[t] = overlap[sessions[t], variant] * recency[sessions[t], variant]
+            voters[t], votes[t] = places[t], found[t, variant]
         return matched
     for t in range(matched):
-        session = sessions[t]
-        vote = overlap[session, variant] * recency[session, variant]
+        vote = found[t, variant]
         if near < limit or vote >= votes[0]:
-            near = offer(votes, voters, limit, near, vote, session)
+            near = offer(votes, voters, limit, near, vote, places[t])
     return near
 
 
 @counting_nothing
 def _vote(variant: int, near: int, count: int, index: Index, scratch: Scratch) -> int:
     """Let a variant's nearest sessions add their items to the scores; how many items are touched in all."""
-    sequence, offsets, weights = index.sequence, index.session_offsets, index.place_weights
+    sequence, weights, voters, votes = index.sequence, index.place_weights, scratch.voters, scratch.votes
     scores, slots, touched, rarity = scratch.scores, scratch.slots, scratch.touched, index.rarity
     one = np.float32(1.0 / index.variants[variant, NEAREST])
     for t in range(near):
-        session, vote = scratch.voters[t], scratch.votes[t]
-        start, end = offsets[session], offsets[session + 1] - 1
-        shared = start + scratch.places[session]
-        for p in range(max(start, shared - REACH), min(end, shared + REACH + 1)):
+        shared, vote = voters[t], votes[t]
+        start = shared
+        while shared - start < REACH and sequence[start - 1] >= 0:
+            start -= 1
+        for p in range(start, shared + REACH + 1):
             item = sequence[p]
+            if item < 0:
+                break  # the session's end
             if slots[item] < 0:
                 slots[item] = count
                 touched[count] = item
@@ -279,9 +292,5 @@ def ask(length: int, found: int, index: Index, scratch: Scratch) -> int:
     count = 0
     for variant in range(VARIANTS):
         count = _vote(variant, _nearest(variant, matched, index, scratch), count, index, scratch)
-    overlap, sessions = scratch.overlap, scratch.sessions
-    for t in range(matched):
-        for variant in range(VARIANTS):
-            overlap[sessions[t], variant] = 0.0
     count = ask_lists(found, count, index, scratch)
     return _endings(length, count, index, scratch)
