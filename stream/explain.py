@@ -15,10 +15,11 @@ import msgspec
 import numpy as np
 import pyarrow.compute as pc
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from features.catalogue import build_catalogue
-from features.counterfactual import changes, split_values
+from features.counterfactual import Change, changes, split_values
 from features.errors import ArtifactMissing, HistoryError, SettingsError
 from features.messages import Reason
 from features.reasons import sentence
@@ -45,6 +46,8 @@ _COLUMNS = ("record_partition", "source_offset", "event_id", "key", "event_time"
 class Explanation:
     """What was published, what came out again, and why. ``differs`` names what is not the same to the bit.
 
+    ``by_model``: the score lies on that side of the threshold that the action says. Else something else decided (a
+    rule, the first decision of a repeat, a missing score), and there are no ``changes``.
     ``rules`` is what the rules of the settings say now; None where there are none.
     """
 
@@ -54,6 +57,7 @@ class Explanation:
     anomaly: float
     thresholds: tuple[float, float]
     reasons: list[Reason]
+    by_model: bool
     changes: list[dict[str, Any]]
     differs: list[str]
     compared: int
@@ -88,18 +92,22 @@ def explain(settings: Settings, schema: Schema, archive: Archive, event_id: str,
         rules = rules_again(settings.worker.rules, lists, catalogue, settings.worker, published, past,
                             (score, anomaly), (review, block))  # fmt: skip
         differs += rules.differs
-    found = changes(split_values(model.text), past.x, lambda x: np.round(model.probability_many(x), _DECIMALS), level,
-                    below=published["action"] != "allow")  # fmt: skip
+    alerted = published["action"] != "allow"
+    by_model, found = (score >= level) == alerted, list[Change]()
+    if by_model:
+        found = changes(split_values(model.text), past.x, lambda x: np.round(model.probability_many(x), _DECIMALS),
+                        level, below=alerted)  # fmt: skip
     told = [{"feature": catalogue.names[c.feature], "was": _plain(past.x[c.feature]), "value": c.value,
              "score": c.score, "text": sentence(catalogue.features[c.feature], c.value)}
             for c in found[:_CHANGES_MAX]]  # fmt: skip
-    return Explanation(published, past, score, anomaly, (review, block), model.reasons(past.x), told, differs, compared,
-                       rules)  # fmt: skip
+    return Explanation(published, past, score, anomaly, (review, block), model.reasons(past.x), by_model, told, differs,
+                       compared, rules)  # fmt: skip
 
 
 def _find(settings: Settings, archive: Archive, event_id: str) -> dict[str, Any]:
     """The first decision about an event, by its id or by the decision's."""
     topics = settings.topics
+    found: dict[str, Any] | None = None
     source, _, offset = event_id.rpartition(":")
     named = source.startswith(f"{topics.transactions}:") and offset.isdecimal()
     for date in reversed(archive.dates("decisions")):
@@ -116,8 +124,12 @@ def _find(settings: Settings, archive: Archive, event_id: str) -> dict[str, Any]
                 ),
             )
         rows = table.filter(wanted).to_pylist()
-        if rows:
-            return min(rows, key=lambda row: (bool(row["duplicate"]), row["record_offset"]))
+        if rows:  # of an event with another time, the first decision lies under an earlier date
+            found = min(rows, key=lambda row: (bool(row["duplicate"]), row["record_offset"]))
+            if named or not found["duplicate"]:
+                return found
+    if found is not None:
+        return found
     raise HistoryError(
         f"no decision about {event_id!r} is in the archive at {settings.archive.url}; it is written there some "
         f"{settings.archive.every_s:.0f} s after it was made, while `headrace archive` runs"
@@ -191,7 +203,7 @@ def facts_of(found: Explanation, names: list[str]) -> dict[str, Any]:
         "review_score": found.thresholds[0], "block_score": found.thresholds[1],
         "features": dict(zip(names, map(_plain, found.past.x.tolist()), strict=True)),
         "reasons": [msgspec.to_builtins(reason) for reason in found.reasons],
-        "would_have_to_differ": found.changes,
+        "decided_by_model": found.by_model, "would_have_to_differ": found.changes,
         "rules": None if found.rules is None else msgspec.to_builtins(found.rules) | {
             "same_file": found.rules.same_file},
         "same": not found.differs, "differs": found.differs, "compared": found.compared,
@@ -202,8 +214,12 @@ def facts_of(found: Explanation, names: list[str]) -> dict[str, Any]:
 def show(found: Explanation, names: list[str], partitions: int, console: Console) -> None:
     """For people."""
     p, (review, block) = found.published, found.thresholds
-    console.print(f"[bold]{p['event_id']}[/]  {p['event_time']:%Y-%m-%d %H:%M:%S}  key {p['key']}  [bold]{p['action']}"
-                  f"[/]  score {p['score']}  anomaly {p['anomaly']}  model {p['model_version']}")  # fmt: skip
+    event_id, key = escape(p["event_id"]), escape(p["key"])
+    console.print(f"[bold]{event_id}[/]  {p['event_time']:%Y-%m-%d %H:%M:%S}  key {key}  [bold]{p['action']}[/]  "
+                  f"score {p['score']}  anomaly {p['anomaly']}  model {p['model_version']}")  # fmt: skip
+    if p["duplicate"]:
+        console.print("it repeats a transaction and has the score and action of its first decision; what follows is "
+                      f"about the repeat, whose score is {found.score}")  # fmt: skip
     console.print(f"review from {review:g}, block from {block:g}"
                   + (f", degraded: {p['degraded']}" if p["degraded"] else ""))  # fmt: skip
     if _without_score(p):
@@ -222,9 +238,7 @@ def show(found: Explanation, names: list[str], partitions: int, console: Console
     for name, value in zip(names, found.past.x.tolist(), strict=True):
         table.add_row(name, "missing" if value != value else f"{value:.6g}")
     console.print(table)
-    other = "not be let pass" if p["action"] == "allow" else f"not be {p['action']}"
-    console.print(f"It would {other}, as far as the model decides, with one of these alone:" if found.changes else
-                  f"No change of a single feature would have it {other}, as far as the model decides.")  # fmt: skip
+    console.print(_would(found))
     for change in found.changes:
         was = "missing" if change["was"] is None else f"{change['was']:.6g}"
         console.print(f"  {change['feature']} at {change['value']:.6g} instead of {was}: score {change['score']}")
@@ -239,6 +253,17 @@ def show(found: Explanation, names: list[str], partitions: int, console: Console
         console.print(f"  {line}")
     if partitions > 1:
         console.print("With several partitions, entities that they share depend on what the worker had read of each.")
+
+
+def _would(found: Explanation) -> str:
+    """What the changes are about."""
+    action = found.published["action"]
+    if not found.by_model:
+        return f"The model's score, {found.score}, did not make it {action}, so no change of a feature would undo that."
+    other = "not be let pass" if action == "allow" else f"not be {action}"
+    if found.changes:
+        return f"It would {other}, as far as the model decides, with one of these alone:"
+    return f"No change of a single feature would have it {other}, as far as the model decides."
 
 
 def run(settings: Settings, schema: Schema, event_id: str, lists: Sequence[str] = (), *, as_json: bool) -> int:

@@ -50,7 +50,7 @@ def check(file: Path, schema: TransactionSchema) -> None:
     console = Console(soft_wrap=True)
     console.print(table)
     lists = "".join(f"; list {name} of {of}" for name, of in rules.lists.items())
-    console.print(f"{file}: {len(rules)} rules, version {rules.version}{lists}", highlight=False)
+    console.print(f"{file}: {len(rules)} rules, version {rules.version}{lists}", highlight=False, markup=False)
 
 
 def try_on(settings: Settings, schema: Schema, file: Path, transactions: Path, lists: Sequence[str]) -> None:

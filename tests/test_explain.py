@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from rich.console import Console
 
 from features.catalogue import build_catalogue
 from features.counterfactual import changes, split_values
@@ -19,8 +23,10 @@ from features.errors import ArtifactMissing
 from features.rule_program import text_hash
 from features.rules import Rules
 from features.schema import load_schema
+from stream import explain as explaining
+from stream.archived import Archive
 from stream.embedded import RedisServer
-from stream.explain import _differences, _model
+from stream.explain import Explanation, _differences, _find, _model, explain, show
 from stream.explain_rules import RulesAgain, rules_again, told
 from stream.past_vector import PastVector
 from stream.settings import Settings, WorkerSettings
@@ -233,3 +239,52 @@ def test_another_file_is_said_to_be_another_and_is_no_difference(tmp_path: Path)
     assert not again.same_file and again.differs == [] and again.hit == []
     assert "NOT the rules that decided" in told(again)[0] and "was made with version" in told(again)[0]
     assert "names no version of rules" in told(asked(tmp_path, _RULES, [], rules_version=None))[0]
+
+
+_PUBLISHED: dict[str, Any] = {
+    "record_partition": 0, "source_offset": 7, "event_id": "a[/]b", "key": "[red]", "score": 0.2, "anomaly": 0.1,
+    "event_time": datetime(2026, 1, 1, tzinfo=UTC), "action": "allow", "reasons": [], "model_version": "1",
+    "label_position": 0, "duplicate": False, "review_score": 0.5, "rules": [], "shadow_rules": [], "degraded": None,
+    "values": None, "record_offset": 7,
+}  # fmt: skip
+
+
+def test_the_first_decision_is_found_also_where_its_repeat_has_another_date() -> None:
+    rows = {
+        "2026-01-01": [_PUBLISHED | {"record_offset": 3}, _PUBLISHED | {"event_id": "c", "record_offset": 2}],
+        "2026-01-02": [_PUBLISHED | {"duplicate": True, "source_offset": 9, "record_offset": 9}],
+        "2026-01-03": [_PUBLISHED | {"event_id": "d", "duplicate": True, "record_offset": 11}],
+    }
+    archive = cast(Archive, SimpleNamespace(dates=lambda _: sorted(rows), of_date=lambda kind, topic, date, columns:
+                                            pa.Table.from_pylist(rows[date])))  # fmt: skip
+    assert _find(Settings(), archive, "a[/]b")["record_offset"] == 3
+    assert _find(Settings(), archive, "transactions:0:9")["record_offset"] == 9, "a repeat has a decision of its own"
+    assert _find(Settings(), archive, "d")["record_offset"] == 11, "the first one is not in the archive"
+
+
+def test_what_a_rule_decided_is_not_said_to_follow_from_a_feature(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_current(world.artifacts, world.schema.hash).fraud
+    assert model is not None
+    past = PastVector(np.full(len(model.features), np.nan), 1, ("c",), repeat=False)
+    monkeypatch.setattr(explaining, "Replayer", lambda *_: SimpleNamespace(vector=lambda *_: past))
+    monkeypatch.setattr(explaining, "_model", lambda *_: model)
+    for action, by_model in (("allow", True), ("review", False), ("block", False)):
+        monkeypatch.setattr(explaining, "_find", lambda *_, said=action: _PUBLISHED | {"action": said})
+        found = explain(Settings(), world.schema, cast(Archive, None), "a[/]b", None)
+        assert found.score < 0.5 and found.by_model == by_model
+        assert by_model or not found.changes
+        said = io.StringIO()
+        show(found, [feature.name for feature in model.features], 1, Console(file=said, width=200))
+        assert "a[/]b" in said.getvalue() and "key [red]" in said.getvalue()
+        assert by_model == (f"did not make it {action}" not in said.getvalue())
+
+
+def test_a_repeat_is_said_to_have_the_decision_of_the_first() -> None:
+    past = PastVector(np.array([1.0]), 1, ("c",), repeat=True)
+    published = _PUBLISHED | {"duplicate": True}
+    found = Explanation(published, past, 0.3, 0.1, (0.5, 0.9), [], True, [], [], 0)
+    said = io.StringIO()
+    show(found, ["amount"], 1, Console(file=said, width=200))
+    assert "it repeats a transaction" in said.getvalue() and "whose score is 0.3" in said.getvalue()
