@@ -267,7 +267,7 @@ def test_what_a_rule_decided_is_not_said_to_follow_from_a_feature(
 ) -> None:
     model = load_current(world.artifacts, world.schema.hash).fraud
     assert model is not None
-    past = PastVector(np.full(len(model.features), np.nan), 1, ("c",), repeat=False)
+    past = PastVector(np.full(len(model.features), np.nan), 1, ("c",), False, np.zeros(1, np.int64))
     monkeypatch.setattr(explaining, "Replayer", lambda *_: SimpleNamespace(vector=lambda *_: past))
     monkeypatch.setattr(explaining, "_model", lambda *_: model)
     for action, by_model in (("allow", True), ("review", False), ("block", False)):
@@ -282,7 +282,7 @@ def test_what_a_rule_decided_is_not_said_to_follow_from_a_feature(
 
 
 def test_a_repeat_is_said_to_have_the_decision_of_the_first() -> None:
-    past = PastVector(np.array([1.0]), 1, ("c",), repeat=True)
+    past = PastVector(np.array([1.0]), 1, ("c",), True, np.zeros(1, np.int64))
     published = _PUBLISHED | {"duplicate": True}
     found = Explanation(published, past, 0.3, 0.1, (0.5, 0.9), [], True, [], [], 0)
     said = io.StringIO()
