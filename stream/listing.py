@@ -35,7 +35,7 @@ def add(settings: Settings, name: str, ids: Sequence[str], file: Path | None, un
             raise SettingsError([f"--until = {until!r}: {error}"]) from None
     if valid_s is not None:
         ends = int((time.time() + valid_s) * 1000)
-    changes = [Change(name, id_, ends) for id_ in _ids(settings, name, ids, file)]
+    changes = [Change(name, id_, ends) for id_ in _whole(settings, name, _ids(settings, name, ids, file))]
 
     async def put(lists: RuleLists) -> None:
         check_room((await lists.entries())[1], changes)
@@ -99,6 +99,18 @@ def _declared(settings: Settings) -> dict[str, str]:
     if file is None:
         return {}
     return Rules.load(file, build_catalogue(load_schema(settings.schema).transactions)).lists
+
+
+def _whole(settings: Settings, name: str, ids: list[str]) -> list[str]:
+    """Refuse ids that no transaction can have: those of an entity of several fields are of as many parts."""
+    of, schema = _declared(settings).get(name), load_schema(settings.schema).transactions
+    fields = next((entity.fields for entity in schema.entities if entity.name == of), (of or "",))
+    wrong = [id_ for id_ in ids if of is not None and len(id_.split(ID_SEPARATOR)) != len(fields)]
+    if wrong:
+        said = f"a value of {', '.join(fields)}, joined by U+001F" if len(fields) > 1 else f"one value of {of}"
+        raise SettingsError([f"id {id_!r} has {len(id_.split(ID_SEPARATOR))} parts: expected {said}"
+                             for id_ in wrong[:20]])  # fmt: skip
+    return ids
 
 
 def _check_name(settings: Settings, name: str) -> None:

@@ -25,10 +25,11 @@ from stream.cli import app
 from stream.connections import redis_client
 from stream.embedded import RedisServer
 from stream.list_keeper import ListKeeper
+from stream.listing import _whole
 from stream.metrics import Metrics
 from stream.rule_lists import Change, Entries, RuleLists, change_of, check_room
 from stream.rules import RulesHolder
-from stream.settings import KafkaSettings, RedisSettings
+from stream.settings import KafkaSettings, RedisSettings, Settings, WorkerSettings
 from stream.topics import create_topics
 from tests.servers import RunningBroker, fresh_name, produce
 from tests.workers import Deployment, wait_until
@@ -215,12 +216,22 @@ def test_the_commands_change_and_show_lists(
         (("add", "stole", "x"), "did you mean stolen?"),
         (("add", "stolen"), "no ids"),
         (("add", "stolen", "a\x1f"), "empty"),
+        (("add", "stolen", "a\x1fb"), "has 2 parts: expected one value of card"),
         (("add", "stolen", "x", "--until", "soon"), "--until = 'soon'"),
         (("add", "stolen", "--file", "nowhere"), "nowhere: cannot be read"),
         (("show", "nothing"), "no list 'nothing'"),
     ):
         code, _, problem = run(*words)
         assert code == 2 and told in problem, words
+
+
+def test_an_id_of_several_fields_has_a_value_of_each(tmp_path: Path) -> None:
+    (tmp_path / "rules.toml").write_text("[lists]\nnets = 'network'\n")
+    schema = Path(__file__).parents[1] / "examples" / "logins.toml"
+    settings = Settings(schema=(schema,), worker=WorkerSettings(rules=tmp_path / "rules.toml"))
+    assert _whole(settings, "nets", ["64500\x1fFR"]) == ["64500\x1fFR"]
+    with pytest.raises(SettingsError, match="'64500' has 1 parts: expected a value of asn, country, joined by"):
+        _ = _whole(settings, "nets", ["64500\x1fFR", "64500"])
 
 
 def test_a_worker_blocks_by_a_list_that_a_topic_fills_and_takes_changed_rules(
