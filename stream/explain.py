@@ -229,7 +229,7 @@ def show(found: Explanation, names: list[str], partitions: int, console: Console
         if rules:
             console.print(f"{what}: {', '.join(rules)}")
     for line in rules_told(found.rules) if found.rules is not None else []:
-        console.print(line)
+        console.print(escape(line))
     if found.rules is None and p["rules_version"] is not None:
         console.print(f"rules of version {p['rules_version']} were asked; give --rules FILE to ask them again")
     for reason in found.reasons:

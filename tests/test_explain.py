@@ -245,7 +245,7 @@ _PUBLISHED: dict[str, Any] = {
     "record_partition": 0, "source_offset": 7, "event_id": "a[/]b", "key": "[red]", "score": 0.2, "anomaly": 0.1,
     "event_time": datetime(2026, 1, 1, tzinfo=UTC), "action": "allow", "reasons": [], "model_version": "1",
     "label_position": 0, "duplicate": False, "review_score": 0.5, "rules": [], "shadow_rules": [], "degraded": None,
-    "values": None, "record_offset": 7,
+    "values": None, "record_offset": 7, "rules_version": None,
 }  # fmt: skip
 
 
