@@ -136,17 +136,9 @@ def run(settings: Settings, schema: TransactionSchema, options: Options, *, as_j
         notes.append(f"{unjudged:,} of {int(cases.counted.sum()):,} transactions are not judged yet: they count as "
                      "alerts and never as frauds or good ones")  # fmt: skip
     if as_json:
-        print(
-            msgspec.json.encode(
-                {
-                    "from": date_of(options.first_ms),
-                    "to": date_of(options.last_ms),
-                    "decided": asdict(decided),
-                    "what_if": asdict(would),
-                    "notes": notes,
-                }
-            ).decode()
-        )
+        facts = {"from": date_of(options.first_ms), "to": date_of(options.last_ms), "decided": asdict(decided),
+                 "what_if": asdict(would), "notes": notes}  # fmt: skip
+        print(msgspec.json.encode(facts).decode())
     else:
         _show(decided, would, options, notes)
     return decided, would
@@ -320,7 +312,7 @@ def _show(decided: Outcome, would: Outcome, options: Options, notes: list[str]) 
         table.add_row(text, _told(a), _told(b), f"{'+' if b > a else ''}{_told(b - a)}" if both else "")
     console.print(table)
     for note in notes:
-        console.print(note)
+        console.print(note, markup=False)
 
 
 def _told(value: float | None) -> str:
