@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chaos.fold import Folded, Kind, NaiveFold, Taken, fold_clicks, kinds_of, parsed
+from chaos.naive_budget import fold_budget, read_budget, unlike
 from chaos.plain import Plain, read_clicked, read_plain
 
 _SHOWN = 5  # of one kind of violation so many are told
@@ -25,6 +26,7 @@ class Evidence:
 
     ``ends`` and ``applied`` are offsets by (topic, partition); ``fields`` Redis' fields by lane and partition.
     ``key_only``: records and fields are those of some cards, so that nothing can be said of other entities.
+    ``cases_per_day`` is the alert budget of each partition, 0 for none, and ``budgets`` its fields by partition.
     """
 
     schema: Any
@@ -35,6 +37,8 @@ class Evidence:
     fields: dict[str, dict[int, dict[bytes, bytes]]]
     spent: Mapping[str, tuple[int, float]]
     key_only: bool = False
+    cases_per_day: float = 0.0
+    budgets: Mapping[int, Sequence[bytes | None]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -170,6 +174,8 @@ def _state_is_exact(evidence: Evidence, good: Mapping[str, dict[int, list[Taken]
             key = f"{evidence.schema.key.name}:"
             folded.state = {name: state for name, state in folded.state.items() if name.startswith(key)}
         verdict.fail("I1", _compare(fields, folded, kinds, zombies=allowed.zombies))
+        if evidence.cases_per_day:
+            verdict.fail("I1", _budget(evidence, partition, transactions, good["labels"].get(partition, []), first))
         verdict.fail("I4", _order(folded, first["alerts"], evidence.schema))
     verdict.fail("I1", [f"{card} spent {evidence.spent.get(card)} by the ledger, {spent.get(card)} by the topics"
                         for card in sorted(evidence.spent.keys() | spent.keys())
@@ -180,6 +186,15 @@ def _state_is_exact(evidence: Evidence, good: Mapping[str, dict[int, list[Taken]
         verdict.fail("I1", [f"{name} is {held.get(name)}, not {sessions.get(name)}"
                             for name in sorted(held.keys() | sessions.keys()) if held.get(name) != sessions.get(name)
                             ])  # fmt: skip
+
+
+def _budget(evidence: Evidence, partition: int, transactions: list[Taken], labels: list[Taken],
+            first: Mapping[str, dict[str, Any]]) -> list[str]:  # fmt: skip
+    """Where the alert budget's state and its thresholds are not what the decisions give, to the bit."""
+    budget = evidence.cases_per_day
+    folded, wrong = fold_budget(evidence.schema, transactions, labels, first["decisions"], budget)
+    return [f"partition {partition}: {text}" for text in
+            (*unlike(read_budget(evidence.budgets[partition], budget), folded), *wrong)]  # fmt: skip
 
 
 def _compare(fields: Mapping[bytes, bytes], folded: Folded, kinds: Mapping[str, Kind], *, zombies: bool) -> list[str]:

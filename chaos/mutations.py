@@ -101,10 +101,17 @@ MUTATIONS = (
              32, "decisions in the memory", (
         ("stream/fraud.py", "                adopt_emitted(seen, decided, emitted, self.topics[0])\n",
          "                pass\n"),)),
+    Mutation("budget-forgotten", "the alert budget of a partition that is taken over begins anew",
+             33, "@budget", (
+        ("stream/budgets.py", "Budget(self._each, values or [None] * len(FIELDS))",
+         "Budget(self._each, [None] * len(FIELDS))"),)),
+    Mutation("budget-skips", "what was answered before a crash counts nothing in the alert budget",
+             33, "@budget", (
+        ("stream/budgets.py", "                    stays[i], given[i], model[i] = True, action[i],",
+         "                    stays[i], given[i], model[i] = True, SKIP,"),)),
     Mutation("positions-early", "output positions pass answers to records that are not applied yet",
              32, "I3: ", (
-        ("stream/cycle.py", "            if reached(offsets, station.answered.get(part.partition, {})):\n",
-         "            if True:\n"),)),
+        ("stream/applying.py", "        if reached(offsets, station.answered.get(p, {})):\n", "        if True:\n"),)),
     Mutation("no-fence", "a takeover writes no head, and so not where the outputs ended before the first answer",
              32, "I3: ", (
         ("stream/cycle.py",

@@ -24,6 +24,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from chaos.check import Allowed, Evidence, Verdict, check
+from chaos.naive_budget import FIELDS
 from chaos.proxy import Judge, Mood, Proxy
 from chaos.servers import LoggedRedis, ProxiedKafka
 from chaos.traffic import Feeder, Input, Source
@@ -101,6 +102,7 @@ class Round:
         self.verdict = Verdict()
         self._feeders: list[Feeder] = []
         self._started = 0
+        self.cases_per_day = 0  # of all partitions; 0 for none
         self.redis = LoggedRedis(directory / "redis", arena.redis_binary)
         self.redis.start()
         self.redis_proxy = Proxy(free_port(), self.redis.port, framed=False)
@@ -116,10 +118,17 @@ class Round:
             "WORKER_REASONS_SHARE": "1",  # a zombie and the owner would not have the same time for them
             "WORKER_BLOCK_SCORE": "1",
         }
+        if self.cases_per_day:
+            extra |= {"WORKER_REVIEW_SCORE": "", "WORKER_CASES_PER_DAY": str(self.cases_per_day)}
         return ChaosDeployment(broker, self.redis.url, self.arena.schema, self.arena.artifacts, self.directory,
                                partitions=partitions, schema_files=(self.arena.schema_file,), extra=extra)  # fmt: skip
 
     # -- what a fault does with it --------------------------------------------------------------------------------
+
+    def budget(self, cases_per_day: int) -> None:
+        """Have the workers keep to an alert budget, and check its state; comes before :meth:`begin`."""
+        self.cases_per_day = cases_per_day
+        self.deployment = self._deployment()
 
     def begin(self, workers: int = 1, *, partitions: int = 4, point: str = "", **settings: str) -> None:
         """Create the topics and start workers, with a fail point if one is given; the first to reach it acts."""
@@ -317,7 +326,13 @@ class Round:
         records = {role: d.read(getattr(d.topics, role)) for role in ROLES}
         applied = self.applied()
         fields = {lane: d.state(lane) for lane in ("fraud", "recommend")}
-        return Evidence(d.schema.transactions, d.topics, records, self.ends(), applied, fields, self.source.spent)
+        found = Evidence(d.schema.transactions, d.topics, records, self.ends(), applied, fields, self.source.spent)
+        if self.cases_per_day:
+            found.cases_per_day = self.cases_per_day / d.partitions
+            with redis_of(self) as redis:
+                keys = {p: f"{d.name}:{{{d.name}:fraud:{p}}}" for p in range(d.partitions)}
+                found.budgets = {p: redis.hmget(key, FIELDS) for p, key in keys.items()}
+        return found
 
     def close(self) -> None:
         """End everything that the round has started."""

@@ -13,6 +13,7 @@ import pytest
 from chaos import mutations
 from chaos.check import Allowed, Evidence, check
 from chaos.fold import kinds_of
+from chaos.naive_budget import FIELDS
 from chaos.plain import read_plain
 from chaos.registry import faults
 from chaos.traffic import Source
@@ -24,10 +25,11 @@ OUTPUTS = {"decisions": "decisions", "alerts": "alerts", "recommendations": "rec
            "dead_letters": "dead-letters"}  # fmt: skip
 
 
-def evidence() -> Evidence:
+def evidence(cases_per_day: int = 0, transactions: int = 600) -> Evidence:
     """What a worker without servers leaves behind, fed with traffic of the suite."""
     world, source = World(partitions=2), Source(Random(3), cards=12, merchants=5, sessions=7)
-    for item in source.draw(600, 150):
+    world.policy = {"cases_per_day": cases_per_day} if cases_per_day else {}
+    for item in source.draw(transactions, 150):
         world.log.append(item.topic, item.key.decode(), item.value)
     for found in world.log.records.values():
         found[:] = [record._replace(timestamp=source.now_ms) for record in found]
@@ -49,7 +51,11 @@ def evidence() -> Evidence:
     ends = {target: len(found) for target, found in world.log.records.items()}
     heads = {(lane, p): json.loads(held[b"@"]) for lane, found in world.hashes.items() for p, held in found.items()}
     applied = {(t, p): offset for (_, p), head in heads.items() for t, offset in head["offsets"].items()}
-    return Evidence(SCHEMA.transactions, TOPICS, records, ends, applied, world.state(), source.spent)
+    fields = {lane: {p: {name: value for name, value in held.items() if not name.startswith(b"@")}
+                     for p, held in found.items()} for lane, found in world.state().items()}  # fmt: skip
+    budgets = {p: [held.get(name) for name in FIELDS] for p, held in world.hashes["fraud"].items()}
+    return Evidence(SCHEMA.transactions, TOPICS, records, ends, applied, fields, source.spent,
+                    cases_per_day=cases_per_day / 2, budgets=budgets)  # fmt: skip
 
 
 def test_a_worker_that_nothing_happens_to_passes_and_every_kind_of_answer_is_there() -> None:
@@ -57,6 +63,23 @@ def test_a_worker_that_nothing_happens_to_passes_and_every_kind_of_answer_is_the
     assert check(found, Allowed()).violations == []
     assert all(len(found.records[role]) > 3 for role in (*OUTPUTS, "labels"))
     assert any(json.loads(r.value)["action"] == "allow" for r in found.records["decisions"])
+
+
+def test_the_alert_budget_is_the_same_to_the_bit_and_what_is_not_is_told() -> None:
+    found = evidence(cases_per_day=8, transactions=3000)  # over two midnights
+    assert check(found, Allowed()).violations == []
+    assert len({json.loads(record.value)["review_score"] for record in found.records["decisions"]}) > 50
+    first, hours, cards = found.budgets[1]
+    assert first is not None
+    found.budgets = {**found.budgets, 1: (first[:17] + bytes([first[17] ^ 1]) + first[18:], hours, cards)}
+    for n, record in enumerate(found.records["decisions"]):
+        message = json.loads(record.value)
+        if message["decision_id"].startswith("transactions:0:") and message["action"] == "allow":
+            value = json.dumps(message | {"review_score": 0.123456}).encode()
+            found.records["decisions"][n] = record._replace(value=value)
+    violations = check(found, Allowed()).violations
+    assert any("partition 1: @budget: cases is" in text for text in violations), violations
+    assert any("names the threshold 0.123456" in text for text in violations), violations
 
 
 def test_the_plain_reader_finds_newest_labels_levels_and_what_is_usual() -> None:

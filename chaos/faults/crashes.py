@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import time
@@ -79,6 +80,25 @@ def killed_again_while_adopting(play: Round) -> None:
     play.start(WORKER_REVIEW_SCORE=other)
     play.recovered(injury)
     play.finish()
+
+
+@fault(33, short=True)
+def killed_with_an_alert_budget(play: Round) -> None:
+    """SIGKILL with an alert budget, before a cycle is applied and after one."""
+    play.budget(60)
+    play.begin(point=f"acknowledged:{play.random.randrange(5, 15)}:kill")
+    play.feed(4000)  # over a midnight of the events' time
+    _killed(play, play.workers[0])
+    injury = play.injury()
+    second = play.start(f"applied:{play.random.randrange(5, 15)}:kill", wait=False)
+    _killed(play, second)
+    play.start()
+    play.recovered(injury)
+    play.finish()
+    told = [
+        json.loads(record.value)["review_score"] for record in play.deployment.read(play.deployment.topics.decisions)
+    ]
+    play.expect(len(set(told)) > 50, f"{len(set(told))} thresholds were in force; the budget did nothing")
 
 
 def _killed(play: Round, worker: Child) -> None:
