@@ -16,6 +16,7 @@ from redis import Redis
 
 from bench.stage import Load, Stage, loads, median
 from bench.throughput import append_times_ms, wait_for
+from bench.together import fill_before
 from stream.processes import Child
 
 PARTITIONS = (1, 4, 16, 64)
@@ -52,8 +53,11 @@ def imports_mb(stage: Stage) -> float:
 
 
 def drain(stage: Stage, topic: str, load: Load, partitions: int, workers: int = 1, namespace: str = "",
-          *, warm: bool = False) -> dict[str, float]:  # fmt: skip
-    """Decide everything in a filled topic; events/s, seconds from start to ready, memory, cache hits."""
+          *, warm: bool = False, filled: bool = True) -> dict[str, float]:  # fmt: skip
+    """Decide everything in a topic; events/s, seconds from start to ready, memory, cache hits.
+
+    One that is not ``filled`` is filled once the workers share its partitions.
+    """
     topics, name = stage.topics(topic, partitions), namespace or stage.fresh("growth")
     asyncio.run(stage.create_around(topics))
     if warm:
@@ -66,6 +70,8 @@ def drain(stage: Stage, topic: str, load: Load, partitions: int, workers: int = 
         for child in children:
             child.wait_until(lambda c=child: any(" reading " in line for line in c.log_tail(50)), 60.0)  # type: ignore[misc]
         ready_s = time.monotonic() - start
+        if not filled:
+            fill_before(stage, children, topic, load, partitions)
         asyncio.run(wait_for(stage, topics.decisions, len(load), children, partitions))
         first, last = asyncio.run(append_times_ms(stage, topics.decisions, partitions))
         time.sleep(1.5)  # gauges are set every second
@@ -107,16 +113,20 @@ def _filled(stage: Stage, load: Load, partitions: int) -> str:
 
 def by_partitions(stage: Stage, rounds: int, say: Callable[[str], object]) -> dict[str, Any]:
     """Events/s at each partition count, and at 4 and 64 over two workers, in alternating rounds."""
-    topics = {n: _filled(stage, stage.load, n) for n in PARTITIONS}
     plans = [(n, 1) for n in PARTITIONS] + [(4, 2), (64, 2)]
     found: dict[str, list[float]] = {}
+    memory: dict[str, float] = {}
     for _ in range(rounds):
         for partitions, workers in plans:
             name = f"{partitions} partitions, {workers} worker{'s' if workers > 1 else ''}"
-            result = drain(stage, topics[partitions], stage.load, partitions, workers)
+            topic = stage.fresh("transactions")
+            asyncio.run(stage.create(topic, partitions=partitions))
+            result = drain(stage, topic, stage.load, partitions, workers, filled=False)
             found.setdefault(name, []).append(result["events_per_s"])
             say(f"{name:28s} {result['events_per_s']:10,.0f} events/s   {result['worker_rss_mb']:.0f} MB")
-    return {name: {"events_per_s": median(rates), "rounds": [round(r) for r in rates]} for name, rates in found.items()}
+            memory[name] = max(memory.get(name, 0.0), result["worker_rss_mb"])
+    return {name: {"events_per_s": median(rates), "rounds": [round(r) for r in rates], "worker_rss_mb": memory[name]}
+            for name, rates in found.items()}  # fmt: skip
 
 
 def by_entities(stage: Stage, events: int, say: Callable[[str], object]) -> dict[str, Any]:

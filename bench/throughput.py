@@ -16,6 +16,7 @@ from typing import Any
 from aiokafka import TopicPartition
 
 from bench.stage import Stage, median
+from bench.together import fill_before
 from stream.connections import kafka_consumer
 from stream.offsets import offset_range_by
 from stream.processes import Child
@@ -100,6 +101,9 @@ def usual_way(stage: Stage, topic: str) -> float:
 
 def headrace(stage: Stage, topic: str, *, workers: int = 1) -> float:
     """Row 4, events/s: every step, from the records to applied state."""
+    if workers > 1:
+        topic = stage.fresh("transactions")
+        asyncio.run(stage.create(topic))
     topics = stage.topics(topic)
     namespace = stage.fresh("bench")
     asyncio.run(stage.create_around(topics))
@@ -108,6 +112,8 @@ def headrace(stage: Stage, topic: str, *, workers: int = 1) -> float:
     try:
         for child in children:
             child.start()
+        if workers > 1:
+            fill_before(stage, children, topic, stage.load, stage.partitions)
         total = len(stage.load)
         asyncio.run(wait_for(stage, topics.decisions, total, children))
         first, last = asyncio.run(append_times_ms(stage, topics.decisions, stage.partitions))

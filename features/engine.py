@@ -15,28 +15,42 @@ from numpy.typing import NDArray
 
 from features import event, kernel, memory
 from features.catalogue import NEVER, Catalogue, Layout
+from features.growing import Growing
 from features.kernel import Bytes, Floats, Ints
 
-_DOUBLED_TO = 8192  # rows
+_STEP = 256  # rows made ready at once
 
 
 class Rows:
-    """State rows of one entity kind: two arrays that grow, and a list of free rows."""
+    """State rows of one entity kind: two arrays that grow, and a list of free rows.
+
+    The arrays may be longer than there are rows; what was never a row takes no memory.
+    """
 
     def __init__(self, layout: Layout, rows: int = 0) -> None:
         self.layout = layout
-        self.ints: Ints = np.zeros((0, layout.ints), np.int64)
-        self.floats: Floats = np.zeros((0, layout.floats), np.float64)
+        self._ints, self._floats = Growing(layout.ints, np.int64), Growing(layout.floats, np.float64)
+        self._count = 0
         self.free: list[int] = []
         self.grow(rows)
 
     def __len__(self) -> int:
-        return len(self.ints)
+        return self._count
+
+    @property
+    def ints(self) -> Ints:
+        """All rows' integers."""
+        return self._ints.array
+
+    @property
+    def floats(self) -> Floats:
+        """All rows' numbers."""
+        return self._floats.array
 
     @property
     def nbytes(self) -> int:
         """Memory of all rows, used or free."""
-        return self.ints.nbytes + self.floats.nbytes
+        return self._count * 8 * (self.layout.ints + self.layout.floats)
 
     @property
     def flat(self) -> tuple[Ints, Floats]:
@@ -45,29 +59,24 @@ class Rows:
 
     def grow(self, rows: int) -> None:
         """Add ``rows`` cleared rows."""
-        first, layout = len(self.ints), self.layout
-        # In place, pages move without being copied. numpy refuses where somebody has a view, so no view goes stale.
-        try:
-            self.ints.resize((first + rows, layout.ints))
-        except ValueError:
-            self.ints = np.concatenate([self.ints, np.zeros((rows, layout.ints), np.int64)])
-        try:
-            self.floats.resize((first + rows, layout.floats))
-        except ValueError:
-            self.floats = np.concatenate([self.floats, np.zeros((rows, layout.floats), np.float64)])
-        self.ints[first:, :3] = NEVER
-        self.free.extend(range(first + rows - 1, first - 1, -1))
+        first, self._count = self._count, self._count + rows
+        if self._count > len(self.ints):
+            room = max(self._count, 2 * len(self.ints))  # room is only addresses
+            self._ints.hold(room)
+            self._floats.hold(room)
+        self.ints[first : self._count, :3] = NEVER
+        self.free.extend(range(self._count - 1, first - 1, -1))
 
     def take(self) -> int:
         """A cleared row that is now in use."""
         if not self.free:
-            self.grow(self._step())
+            self.grow(_STEP)
         return self.free.pop()
 
     def spare(self, count: int) -> Ints:
         """The next ``count`` cleared rows that :meth:`spend` would take, int64[count]."""
         if len(self.free) < count:
-            self.grow(max(self._step(), count - len(self.free)))
+            self.grow(max(_STEP, count - len(self.free)))
         return np.array(self.free[len(self.free) - count :][::-1], np.int64)
 
     def spend(self, count: int) -> None:
@@ -79,10 +88,6 @@ class Rows:
         self.ints[rows] = 0
         self.ints[rows, :3] = NEVER
         self.free.extend(rows.tolist())
-
-    def _step(self) -> int:
-        """How many rows to grow by: twice as many while there are few, later a quarter more, since memory is dear."""
-        return max(256, len(self.ints) if len(self.ints) < _DOUBLED_TO else len(self.ints) // 4)
 
     def merge(self, rows: Ints, view: int) -> None:
         """Make row ``view`` the sum of ``rows``, see :func:`features.kernel.merge`."""

@@ -41,6 +41,7 @@ from stream.cycle import Pipeline
 from stream.deadline import Deadline
 from stream.fraud import FraudLane
 from stream.lane import Lane
+from stream.lean_code import load_lean
 from stream.list_keeper import ListKeeper
 from stream.lists import ListWriter
 from stream.metrics import Metrics
@@ -250,6 +251,7 @@ def run(settings: Settings, schema: Schema) -> None:
             f"faust-streaming {faust_version} is installed, but {FAUST_VERSION}x is needed, whose internals are used"
         )
         raise SettingsError([problem])
+    load_lean()
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     metrics = Metrics()

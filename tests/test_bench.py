@@ -12,6 +12,7 @@ from bench import guard
 from bench.__main__ import SUMMARY, summarize
 from bench.load import latencies_ms
 from bench.policy import rules_text
+from bench.together import share
 from features.catalogue import build_catalogue
 from features.rules import Rules
 from features.schema import load_schema
@@ -44,6 +45,12 @@ def test_a_summary_names_every_figure_and_none_that_was_not_measured() -> None:
         "ratio_vs_usual_way": 30.0,
         "events_per_s": 60.0,
     }
+
+
+def test_a_worker_holds_what_the_newest_line_of_its_log_says_and_no_labels() -> None:
+    first = "INFO reading t-1-clicks-0@0, t-1-labels-0@0, t-1-labels-1@0, t-1-0@0, t-1-1@7"
+    log = ["INFO metrics on http://127.0.0.1:1/metrics", first, "INFO reading t-1-clicks-0@0, t-1-0@0"]
+    assert [share(log[:n], "t-1") for n in (1, 2, 3)] == [0, 2, 1]
 
 
 def test_the_guard_tells_ratios_that_moved_and_nothing_else() -> None:
