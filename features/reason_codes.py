@@ -63,7 +63,7 @@ class Reasoner:
         self._codes = [reason_code(feature) for feature in features]
         names = list(dict.fromkeys(self._codes))
         self._code_of = np.array([names.index(code) for code in self._codes], np.int64)
-        self._members = (self._code_of[:, None] == np.arange(len(names))).astype(np.float64)
+        self._members = self._code_of == np.arange(len(names))[:, None]
         self._at = {(f.entity, f.field, f.aggregate, f.window_ms): i for i, f in enumerate(features)}
         self._given = [self._at.get(("event", f.field, "value", 0), -1) for f in features]
         self._usual = [self._usual_of(i, f) for i, f in enumerate(features)]
@@ -74,9 +74,11 @@ class Reasoner:
 
         ``rows`` and ``shares`` (log-odds) float64[n, F].
         """
-        sums = shares @ self._members
+        sums = np.zeros((len(self._members), len(shares)))
+        np.add.at(sums, self._code_of, shares.T)  # a BLAS product's last bits depend on how many rows it is given
+        sums = sums.T
         best = np.argsort(-sums, axis=1, kind="stable")[:, :limit]
-        leading = np.where(self._members.T[None] > 0.0, shares[:, None, :], -np.inf).argmax(axis=2)
+        leading = np.where(self._members[None], shares[:, None, :], -np.inf).argmax(axis=2)
         return [
             [self._reason(int(lead[c]), row, float(total[c])) for c in codes if total[c] > 0.0]
             for row, total, lead, codes in zip(rows, sums, leading, best.tolist(), strict=True)

@@ -54,6 +54,13 @@ def test_no_more_reasons_than_asked_for_and_none_that_lowers_the_score() -> None
     assert REASONER.by_contribution(row, -shares, 3) == [[]]
 
 
+def test_the_reasons_of_a_vector_have_the_same_bits_whatever_is_explained_beside_it() -> None:
+    rng = np.random.default_rng(1)
+    rows, shares = rng.lognormal(size=(41, len(NAMES))), rng.normal(size=(41, len(NAMES)))
+    alone = [REASONER.by_contribution(rows[i : i + 1], shares[i : i + 1], 3)[0] for i in range(len(rows))]
+    assert REASONER.by_contribution(rows, shares, 3) == alone
+
+
 def test_what_is_usual_is_read_from_the_vector() -> None:
     day_s = 86_400.0
     row = vector(event_amount=60.0, card_amount_usual_ratio=3.0, card_amount_usual_zscore=5.0, card_count_10m=9.0,
