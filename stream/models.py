@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,15 +45,17 @@ class Served:
             self.recommender.recommend_many(np.zeros((1, 20), np.uint64), np.ones(1, np.int64), 1)
 
 
-def load_served(root: Path, version: str, schema_hash: str, names: Sequence[str]) -> Served:
+def load_served(root: Path, version: str, schema_hash: str, names: Sequence[str], *, shared: bool = False) -> Served:
     """Load and warm one version; ``names`` are the features that the worker computes, in their order.
+
+    ``shared`` as in :func:`trainer.artifacts.load`.
 
     Raises
     ------
     ArtifactError
         If it is missing, damaged, of another feature schema or for other features.
     """
-    artifact = artifacts.load(root, version, schema_hash)
+    artifact = artifacts.load(root, version, schema_hash, shared=shared)
     served = Served(version, artifact.fraud, artifact.recommender)
     if served.fraud is not None and (found := [feature.name for feature in served.fraud.features]) != list(names):
         pairs = enumerate(zip(found, names, strict=False))
@@ -69,14 +72,14 @@ class ModelHolder:
     """The current models; :meth:`watch` replaces them.
 
     ``meanwhile`` is done while the child process verifies the first ones; they are loaded after its verdict. Where they
-    are not ``required``, an empty root begins without any.
+    are not ``required``, an empty root begins without any. ``shared`` as in :func:`trainer.artifacts.load`.
     """
 
     def __init__(self, root: Path, schema_hash: str, names: Sequence[str], metrics: Metrics,
-                 meanwhile: Callable[[], None], *, required: bool = True) -> None:  # fmt: skip
+                 meanwhile: Callable[[], None], *, required: bool = True, shared: bool = False) -> None:  # fmt: skip
         self._root = root
         self._schema_hash = schema_hash
-        self._names = tuple(names)
+        self._load = partial(load_served, root, schema_hash=schema_hash, names=tuple(names), shared=shared)
         self._metrics = metrics
         self._refused: set[str] = set()
         self._told = ""  # why the newest version is refused
@@ -93,7 +96,7 @@ class ModelHolder:
         with artifacts.Verification(root, version, schema_hash) as verification:
             meanwhile()
             verification.wait(_VERIFY_S)
-        self.current = load_served(root, version, schema_hash, names)
+        self.current = self._load(version)
         metrics.set_model(version)
 
     async def watch(self, every_s: float) -> None:
@@ -117,7 +120,7 @@ class ModelHolder:
     async def _swap(self, version: str) -> None:
         try:
             await asyncio.to_thread(artifacts.verify_in_child, self._root, version, self._schema_hash, _VERIFY_S)
-            served = await asyncio.to_thread(load_served, self._root, version, self._schema_hash, self._names)
+            served = await asyncio.to_thread(self._load, version)
             if self.prepare is not None:
                 await asyncio.to_thread(self.prepare, served)
         except (ArtifactCorrupt, ArtifactMismatch):

@@ -200,6 +200,7 @@ class WorkerSettings:
     message_bytes_max: Annotated[int, Meta(ge=1024, le=2**28)] = 1_000_000
     ahead_max_s: Seconds = 3600.0
     model_poll_s: Seconds = 1.0
+    map_models: bool = False
     session_days: Annotated[float, Meta(gt=0, le=3650)] = 30.0
     session_clicks_max: Count = 500
     user_days: Annotated[float, Meta(gt=0, le=3650)] = 365.0

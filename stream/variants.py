@@ -65,18 +65,18 @@ class VariantModels:
 
     def __init__(self, a: ModelHolder, settings: Settings, schema_hash: str, names: Sequence[str]) -> None:
         self._a = a
-        self._ab = settings.ab
+        self._ab, shared = settings.ab, settings.worker.map_models
         self._pinned: Served | None = None
         self._holder: ModelHolder | None = None
         if self._ab.model is not None and re.fullmatch(r"\d{6,18}", self._ab.model):
             artifacts.verify_in_child(settings.artifacts, self._ab.model, schema_hash, _VERIFY_S)
-            self._pinned = load_served(settings.artifacts, self._ab.model, schema_hash, names)
+            self._pinned = load_served(settings.artifacts, self._ab.model, schema_hash, names, shared=shared)
         elif self._ab.model is not None:
             root = Path(self._ab.model).expanduser()
             if not root.is_dir():
                 problem = f"ab.model = {self._ab.model!r}: expected a version of {settings.artifacts} or a directory"
                 raise SettingsError([problem])
-            self._holder = ModelHolder(root, schema_hash, names, Metrics(), meanwhile=lambda: None)
+            self._holder = ModelHolder(root, schema_hash, names, Metrics(), lambda: None, shared=shared)
         self._made: tuple[Served, Served] | None = None
         self._current = a.current
         if self.current.b is None or self.current.b.recommender is None:

@@ -164,7 +164,8 @@ async def _connect(settings: Settings, metrics: Metrics, schema: Schema) -> Part
     rules = None if file is None else RulesHolder(file, catalogue, metrics)
     models: ModelHolder | VariantModels
     models = ModelHolder(settings.artifacts, schema.hash, catalogue.names, metrics, meanwhile=warm,
-                         required=settings.worker.without_model == "wait")  # fmt: skip
+                         required=settings.worker.without_model == "wait",
+                         shared=settings.worker.map_models)  # fmt: skip
     if settings.ab.share and models.current.recommender is not None:
         models = VariantModels(models, settings, schema.hash, catalogue.names)
     redis = redis_client(settings.redis)

@@ -162,6 +162,41 @@ def test_pickled_objects_are_refused_even_under_a_valid_hash(root: Path) -> None
         load(root, "000001", HASH)
 
 
+def test_mapped_arrays_stay_in_their_file_and_answer_the_same(root: Path) -> None:
+    own, shared = load(root, "000001", HASH), load(root, "000001", HASH, shared=True)
+    check_golden(shared)
+    model, other = shared.recommender, own.recommender
+    assert model is not None and other is not None
+    for name, array in model.to_arrays().items():
+        assert np.array_equal(array, other.to_arrays()[name]) and array.dtype == other.to_arrays()[name].dtype
+        assert array.ctypes.data % 64 == 0 and not array.flags.owndata
+    place = np.flatnonzero(model.popularity)[0]
+    model.popularity[place] = 0.5  # nothing that a process writes reaches the file, or another process
+    assert load(root, "000001", HASH, shared=True).recommender.popularity[place] != 0.5  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("made", ["by NumPy, unaligned", "with objects", "compressed", "empty", "cut off"])
+def test_a_mapped_file_is_checked_as_any_other(root: Path, made: str) -> None:
+    path = root / "000001" / "recommender.npz"
+    arrays = durable.npz_arrays(path.read_bytes())
+    if made == "empty":
+        path.write_bytes(b"")
+    elif made == "cut off":
+        path.write_bytes(path.read_bytes()[:5000])
+    elif made == "compressed":
+        np.savez_compressed(path, allow_pickle=False, **arrays)
+    else:
+        np.savez(path, allow_pickle=True, **(arrays | ({"rarity": np.array([{}])} if made == "with objects" else {})))
+    with pytest.raises(ArtifactCorrupt, match="not what was published"):
+        load(root, "000001", HASH, shared=True)
+    reseal(root / "000001")
+    if made.startswith("by NumPy"):
+        check_golden(load(root, "000001", HASH, shared=True))
+        return
+    with pytest.raises(ArtifactCorrupt, match="objects|is compressed|zip file|No data left"):
+        load(root, "000001", HASH, shared=True)
+
+
 def test_models_that_answer_otherwise_than_when_published_are_refused(root: Path, draft: Draft) -> None:
     path = root / "000001" / "golden.npz"
     for name in ("scores", "anomalies", "item_scores"):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -31,7 +32,7 @@ from features.forest import FlatForest
 from features.recommender import Recommender
 from features.scoring import FraudModel, Thresholds
 from trainer import durable, golden
-from trainer.durable import Arrays, npz_arrays, npz_bytes
+from trainer.durable import Arrays, Buffer, npz_arrays, npz_bytes
 from trainer.manifest import (
     FORMAT,
     FRAUD,
@@ -187,8 +188,10 @@ def _write_version(folder: Path, files: dict[str, bytes], draft: Draft, version:
     durable.sync(folder)
 
 
-def load(root: Path, version: str, schema_hash: str) -> Artifact:
+def load(root: Path, version: str, schema_hash: str, *, shared: bool = False) -> Artifact:
     """Read one version; every file is hashed before anything parses it.
+
+    With ``shared`` the arrays of the recommender stay in their file, mapped: processes of one host have them once.
 
     Raises
     ------
@@ -202,18 +205,21 @@ def load(root: Path, version: str, schema_hash: str) -> Artifact:
     folder = root / version
     if not _VERSION.match(version) or not folder.is_dir():
         raise ArtifactMissing(f"{root}: there is no version {version!r}. Train one with `headrace train`.")
-    manifest = decode_manifest(_read(folder / "manifest.json"), version)
+    manifest = decode_manifest(bytes(_read(folder / "manifest.json")), version)
     if manifest.schema_hash != schema_hash:
         raise ArtifactMismatch(
             f"artifact {version} was fitted for schema {manifest.schema_hash[:12]}, this one is {schema_hash[:12]}. "
             "Train again with `headrace train`, or serve with the schema that it was fitted for."
         )
-    files = {name: _verified(folder / name, entry, version) for name, entry in manifest.files.items()}
+    files = {
+        name: _verified(folder / name, entry, version, shared=shared and name == RECOMMENDER)
+        for name, entry in manifest.files.items()
+    }
     try:
         fraud = _fraud(files, manifest) if FRAUD in files else None
         recommender = _recommender(files) if RECOMMENDER in files else None
         answers = npz_arrays(files[GOLDEN])
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, KeyError, struct.error, zipfile.BadZipFile) as error:
         raise ArtifactCorrupt(f"artifact {version}: {error}. Publish a new version with `headrace train`.") from error
     if fraud is None and recommender is None:
         raise ArtifactCorrupt(f"artifact {version} holds no model. Publish a new version with `headrace train`.")
@@ -300,20 +306,20 @@ def verify_in_child(root: Path, version: str, schema_hash: str, timeout_s: float
         verification.wait(timeout_s)
 
 
-def _fraud(files: dict[str, bytes], manifest: Manifest) -> FraudModel:
+def _fraud(files: dict[str, Buffer], manifest: Manifest) -> FraudModel:
     if manifest.thresholds is None:
         raise ValueError("the manifest has no thresholds")
     thresholds = Thresholds(manifest.thresholds.review, manifest.thresholds.block)
     forest = FlatForest.from_arrays(npz_arrays(files[ISOLATION]))
-    return FraudModel(files[FRAUD].decode(), forest, manifest.features, thresholds, manifest.version)
+    return FraudModel(str(files[FRAUD], "utf-8"), forest, manifest.features, thresholds, manifest.version)
 
 
-def _recommender(files: dict[str, bytes]) -> Recommender:
-    return Recommender.from_arrays(npz_arrays(files[RECOMMENDER]), files[RANKER].decode())
+def _recommender(files: dict[str, Buffer]) -> Recommender:
+    return Recommender.from_arrays(npz_arrays(files[RECOMMENDER]), str(files[RANKER], "utf-8"))
 
 
-def _verified(path: Path, entry: FileEntry, version: str) -> bytes:
-    data = _read(path)
+def _verified(path: Path, entry: FileEntry, version: str, *, shared: bool) -> Buffer:
+    data = _read(path, shared=shared)
     if len(data) != entry.bytes or digest(data) != entry.sha256:
         raise ArtifactCorrupt(
             f"artifact {version}: {path.name} is not what was published ({len(data):,} bytes, SHA-256 "
@@ -323,9 +329,9 @@ def _verified(path: Path, entry: FileEntry, version: str) -> bytes:
     return data
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, *, shared: bool = False) -> Buffer:
     try:
-        return path.read_bytes()
+        return durable.mapped(path) if shared else path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactMissing(f"{path} is missing. Publish a new version with `headrace train`.") from None
     except OSError as error:

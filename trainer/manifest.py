@@ -14,6 +14,7 @@ import msgspec
 
 from features.catalogue import Feature
 from features.errors import ArtifactCorrupt
+from trainer.durable import Buffer
 
 FORMAT = 2
 FRAUD, ISOLATION, GOLDEN = "fraud.txt", "isolation.npz", "golden.npz"
@@ -53,7 +54,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     sha256: str = ""
 
 
-def digest(data: bytes) -> str:
+def digest(data: Buffer) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
