@@ -139,11 +139,10 @@ def fit_ranker(clicks: Clicks, sources: SourceSettings, settings: RankerSettings
             ranked = Ranked("", model, unseen)
         parts.append(rows_of(model, asked, settings.queries_max // settings.blocks, settings.seed + number))
         progress(10 * (number + 1), steps)
-    if sum(len(rows.sizes) for rows in parts) >= settings.queries_min:
-        rows = Rows(*(np.concatenate([getattr(p, name) for p in parts]) for name in Rows.__slots__))
-        parts.clear()
-        trees = min(settings.trees, max(10, len(rows.sizes) // settings.lists_per_tree))
-        text = _boost(rows, settings, trees, lambda n: progress(steps - settings.trees * (trees - n) // trees, steps))
+    lists = sum(len(rows.sizes) for rows in parts)
+    if lists >= settings.queries_min:
+        trees = min(settings.trees, max(10, lists // settings.lists_per_tree))
+        text = _boost(parts, settings, trees, lambda n: progress(steps - settings.trees * (trees - n) // trees, steps))
         ranked = replace(ranked, text=text)
     progress(steps, steps)
     return ranked
@@ -156,17 +155,20 @@ def _held_out(clicks: Clicks, share: float) -> tuple[Clicks, Clicks]:
     return clicks.take(~newest), clicks.take(newest)
 
 
-def _boost(rows: Rows, settings: RankerSettings, trees: int, progress: Callable[[int], None]) -> str:
+def _boost(parts: list[Rows], settings: RankerSettings, trees: int, progress: Callable[[int], None]) -> str:
+    """The ranker's text; ``parts`` is empty afterwards, so that their features are gone once they are in bins."""
+    label, sizes = np.concatenate([rows.label for rows in parts]), np.concatenate([rows.sizes for rows in parts])
     parameters: dict[str, Any] = {
         "objective": "lambdarank", "lambdarank_truncation_level": 40, "learning_rate": settings.rate,
         "num_leaves": settings.leaves,
-        "min_data_in_leaf": min(settings.rows_in_leaf, max(20, len(rows.label) // 2000)), "feature_fraction": 0.6,
+        "min_data_in_leaf": min(settings.rows_in_leaf, max(20, len(label) // 2000)), "feature_fraction": 0.6,
         "bagging_fraction": 0.7, "bagging_freq": 1, "lambda_l2": 5.0, "max_bin": 63, "seed": settings.seed,
         "num_threads": settings.threads, "deterministic": True, "force_row_wise": True, "verbosity": -1,
     }  # fmt: skip
-    data = lgb.Dataset(rows.x, rows.label, group=rows.sizes, feature_name=list(FEATURES), params=parameters)
+    # A list of arrays: one array of all rows would be a copy of all of them.
+    data = lgb.Dataset([rows.x for rows in parts], label, group=sizes, feature_name=list(FEATURES), params=parameters)
+    parts.clear()
     data.construct()
-    rows.x = np.zeros((0, WIDTH), np.float32)
     booster = lgb.train(parameters, data, trees, callbacks=[lambda env: progress(env.iteration + 1)])
     text: str = booster.model_to_string()
     return text
