@@ -31,7 +31,7 @@ from stream.intake import Part, Progress
 from stream.lane import Tally, source_id
 from stream.models import Served
 from stream.settings import Settings
-from stream.suspects import Suspects
+from stream.suspects import Suspects, visitor
 from stream.vectors import sampled
 
 REASONS_S_MAX = 0.002  # for one, and what any cycle may spend: one so short has time
@@ -78,7 +78,7 @@ class Explaining:
 
     def __init__(self, settings: Settings, catalogue: Catalogue, fallback: Fallback) -> None:
         self._fallback = fallback
-        self.suspects = Suspects()  # the cards that it has said to block
+        self.suspects = Suspects()  # whom it has said to block
         self._reasoner = Reasoner(catalogue.features)
         self._topics = settings.topics
         self._sample = settings.worker.vector_sample
@@ -185,7 +185,7 @@ class Explaining:
         if decided.action[row] > 0:
             entities = {name: ids[i] for name, ids in zip(self._entities, batch.entities, strict=True)}
             if facts["action"] == "block":
-                self.suspects.add([batch.entities[0][i]], [int(batch.time[i])])
+                self.suspects.add([visitor(batch.entities[0][i], part.records[i].value or b"")], [int(batch.time[i])])
             alert = Alert(**facts, reasons=reasons, entities=entities, values=values)
             message = batch.entities[0].raw(i), msgspec.json.encode(alert)
             part.answers.add(self._topics.alerts, source, message)

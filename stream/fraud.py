@@ -266,7 +266,8 @@ class FraudLane:
             }
             if extra:
                 confirmed = np.flatnonzero(labels.fraud == 1)
-                self.suspects.add(part.entities[0].take(n + confirmed), labels.time[confirmed].tolist())
+                cards = part.entities[0].take(n + confirmed)
+                self.suspects.add([(card, None, None) for card in cards], labels.time[confirmed].tolist())
                 missing = [np.full((extra, column.shape[1]), np.nan) for column in (batch.values, batch.categories)]
                 kind, hashes = np.full(extra, LABEL, np.int8), labels.event_id.hashes()
                 more: list[NDArray[Any]] = [kind, labels.time, hashes, *missing, labels.fraud]

@@ -107,8 +107,7 @@ class Trends:
     def learn_all(self, work: Sequence[ClickPart], hashes: Hashes, counts: Longs, suspects: Suspects) -> None:
         """Count the clicks of a cycle; ``hashes`` and ``counts`` are the queries that were made of them.
 
-        What a long session clicks does not count: it is not a person's. Nor does what a card clicks that is tied to
-        fraud.
+        What a long session clicks does not count: it is not a person's. Nor does what is tied to fraud.
         """
         last = np.arange(len(counts)), np.maximum(counts - 2, 0)
         before, row = np.where(counts > 1, hashes[last], np.uint64(0)), 0
@@ -118,7 +117,8 @@ class Trends:
             if part.records:
                 free = ~np.array(part.long_session, np.bool_)
                 if suspects:
-                    free &= ~np.array(suspects.among(batch.card_id, batch.time.tolist()), np.bool_)
+                    who = list(zip(batch.card_id, batch.session_id, batch.user_id, strict=True))
+                    free &= ~np.array(suspects.among(who, batch.time.tolist()), np.bool_)
                 visitors = [user or session for user, session in zip(batch.user_id, batch.session_id, strict=True)]
                 self.learn(part.partition, [record.offset for record in part.records], batch.item_id, part.items,
                            before[rows], visitors, batch.time, part.marks, free)  # fmt: skip

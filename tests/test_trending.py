@@ -17,7 +17,7 @@ from features.trends import ITEMS
 from stream.lane import Tally
 from stream.recommend import RecommendLane
 from stream.settings import Settings
-from stream.suspects import Suspects
+from stream.suspects import Suspects, visitor
 from stream.trending import Trends
 from tests.fakes import World
 from tests.sessions import checkerboard, fitted
@@ -140,13 +140,17 @@ def test_clicks_of_a_card_that_was_blocked_or_confirmed_move_nothing(model: Reco
         return lane.suspects
 
     suspects, played = asyncio.run(run()), Played(model)
-    assert suspects.among(["stolen", "honest", None], [0, 0, 0]) == [True, False, False]
-    suspects.add(["stolen"], [NOON_MS])
+    cards = [("stolen", None, None), ("honest", None, None), (None, None, None)]
+    assert suspects.among(cards, [0, 0, 0]) == [True, False, False]
+    suspects.add(cards[:1], [NOON_MS])
     played.lane.suspects = suspects
     played.send(rush("new here", NOON_MS), card="stolen")
     lists = played.send([("a", "g0-0", NOON_MS + 1000), ("b", "never seen", NOON_MS + 1000)])
     assert all("new here" not in found for found in lists)
-    played.send(rush("new here", NOON_MS), card="honest")
+    played.send(rush("new here", NOON_MS), card="honest")  # in the same sessions, which are tied now
+    assert "new here" not in played.send([("c", "g0-0", NOON_MS + 1000)])[0]
+    others = [(f"other {session}", item, time) for session, item, time in rush("new here", NOON_MS)]
+    played.send(others, card="honest")
     assert all("new here" in found for found in played.send([("c", "g0-0", NOON_MS + 1000)]))
 
 
@@ -177,9 +181,27 @@ def test_a_filter_judges_the_item_that_is_named_also_where_its_place_in_the_tabl
 
 def test_a_card_is_suspect_for_as_long_as_it_ties_clicks_in_training() -> None:
     suspects, day_ms = Suspects(), 86_400_000
-    suspects.add(["stolen", "stolen"], [NOON_MS, NOON_MS - day_ms])
+    stolen = ("stolen", None, None)
+    suspects.add([stolen, stolen], [NOON_MS, NOON_MS - day_ms])
     times = [NOON_MS, NOON_MS + 30 * day_ms, NOON_MS + 30 * day_ms + 1]
-    assert suspects.among(["stolen"] * 3, times) == [True, True, False]
+    assert suspects.among([stolen] * 3, times) == [True, True, False]
+
+
+def test_a_tied_click_ties_its_session_and_user_for_no_longer_than_the_fraud_does() -> None:
+    suspects, day_ms = Suspects(), 86_400_000
+    suspects.add([visitor("stolen", b'{"session_id":"s-1","user_id":7,"amount":3}')], [NOON_MS])
+    assert suspects.among([(None, "s-1", None), (None, "s-2", None), (None, None, "7")], [NOON_MS] * 3) == [
+        True, False, True,
+    ]  # fmt: skip
+    assert suspects.among([("stolen", "s-3", "u-3")], [NOON_MS + 29 * day_ms]) == [True]
+    later = [NOON_MS + 30 * day_ms, NOON_MS + 30 * day_ms + 1]
+    assert suspects.among([("other", "s-3", None)] * 2, later) == [True, False]
+    assert suspects.among([(None, "s-4", "u-3")] * 2, later) == [True, False]
+
+
+@pytest.mark.parametrize("value", [b'{"session_id":[1]}', b'{"session_id":1.5}', b"{}"])
+def test_a_session_that_is_no_id_ties_nothing(value: bytes) -> None:
+    assert visitor("c", value) == ("c", None, None)
 
 
 def learned(trends: Trends, clicks: list[Click], first: int = 0, mark_ms: int = NOON_MS) -> Trends:
