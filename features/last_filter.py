@@ -196,9 +196,9 @@ def _add_new(i: int, count: int, places: Ints, scores: Doubles, reasons: Ints, a
     """Let items that nobody has clicked compete as an average candidate of the category that the candidates favour.
 
     What the session leads to tells the category: it is what is viewed with what the session viewed. Sessions begin at
-    different items of the newest, so that not all of them show the same one.
+    different items of the newest, so that not all of them show the same one. Without a model none is new.
     """
-    if count == 0 or len(view.new) == 0:
+    if count == 0 or len(view.new) == 0 or len(view.slots) == 0:
         return count
     best, best_mass, mean = -1, 0.0, 0.0
     for t in range(count):
@@ -283,7 +283,8 @@ def _from_category(
         if size == limit:
             return size
         if _in_catalogue(len(view.slots) + view.new[at], view):
-            size = _offer(i, len(view.slots) + view.new[at], score, NEW_IN, size, asked, rules, view,
+            reason = NEW_IN if len(view.slots) else OFFERED
+            size = _offer(i, len(view.slots) + view.new[at], score, reason, size, asked, rules, view,
                           filled)  # fmt: skip
     return size
 
@@ -313,8 +314,9 @@ def _fill(i: int, size: int, pool: Ints, pooled: int, found: Found, asked: Asked
             place = pool[at] if step == 0 else _order(at, view)
             if not _in_catalogue(place, view):
                 continue
-            reason = POPULAR if place < items else NEW_IN if _category(place, view) >= 0 else OFFERED
-            score = float(lowest * min(weight, popularity[min(place, items - 1)]))
+            reason = POPULAR if place < items else NEW_IN if items and _category(place, view) >= 0 else OFFERED
+            own = popularity[min(place, items - 1)] if items else np.float32(1.0)
+            score = float(lowest * min(weight, own))
             if size:
                 score = min(score, float(filled.scores[i, size - 1]))
             size = _offer(i, place, score, reason, size, asked, rules, view, filled)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from features.sources import (
     EXCLUDE_CURRENT,
     LIST,
     NEAREST,
+    REACH,
     SOURCES,
     VARIANTS,
     Doubles,
@@ -40,6 +42,7 @@ from features.trees import FlatTrees
 from features.wholeness import check_whole
 
 _ROWS = 64  # queries whose candidates and features are held at a time
+_EMPTY_CUT = 100  # places for what others than the model find
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -162,6 +165,8 @@ class Recommender:
     def numbers_of(self, hashes: Hashes) -> Ints:
         """The number of the item of each hash, int32 of the same shape; -2 where the catalogue does not hold it."""
         index = self._index
+        if not self.items:
+            return np.full(hashes.shape, -2, np.int32)
         at = np.minimum(np.searchsorted(index.hashes, hashes), self.items - 1)
         return np.where(index.hashes[at] == hashes, index.items[at], np.int32(-2))
 
@@ -315,6 +320,20 @@ class Recommender:
                 raise ValueError(f"recommender: {name!r} is not an array of {kind} with {dimensions} dimensions")
             found[name] = np.ascontiguousarray(array)
         return cls(**found, ranker=ranker)
+
+    @classmethod
+    def empty(cls) -> Recommender:
+        """One that knows no item: lists then hold what is wanted now, and what the shelf has."""
+        shapes: dict[str, tuple[int, ...]] = {
+            "facts": (0, len(compiled.FACTS)), "recency": (0, VARIANTS), "place_weights": (VARIANTS, 2 * REACH + 1),
+            "variants": (VARIANTS, 2), "settings": (7,), "session_offsets": (1,), "sequence": (1,),
+        }  # fmt: skip
+        sizes = {name: shapes.get(name, (int(name.endswith("_offsets")),)) for name in _ARRAYS}
+        found: dict[str, NDArray[Any]] = {name: np.zeros(sizes[name], kind) for name, (kind, _) in _ARRAYS.items()}
+        found["variants"][:, NEAREST] = 1
+        found["settings"][[LIST, CUT]] = _EMPTY_CUT
+        found["session_offsets"][:], found["sequence"][:] = 1, -1
+        return cls.from_arrays(found)
 
 
 def _shared(total: int, how: Asking, work: Callable[[slice], None]) -> None:

@@ -42,8 +42,7 @@ def check_whole(model: Recommender) -> None:
     n, s = len(model.popularity), len(model.recency)
     lists = (("posting", "sessions", s), ("linear", "items", n), ("transition", "items", n))
     whole = (
-        n > 0
-        and _offsets_fit(model.item_offsets, n, len(model.item_bytes))
+        _offsets_fit(model.item_offsets, n, len(model.item_bytes))
         and all(
             _offsets_fit(getattr(model, f"{name}_offsets"), n, len(getattr(model, f"{name}_{what}")))
             and _inside(getattr(model, f"{name}_{what}"), limit)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,9 @@ from trainer import artifacts
 log = logging.getLogger("headrace.models")
 _VERIFY_S = 60.0
 NO_VERSION = "none"
+
+
+_nothing_known = cache(Recommender.empty)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,11 @@ class Served:
             self.fraud.reasons(row[0])
         if self.recommender is not None:
             self.recommender.recommend_many(np.zeros((1, 20), np.uint64), np.ones(1, np.int64), 1)
+
+
+def answering(served: Served) -> Served:
+    """The models that clicks are answered by: without a recommender, one that knows no item, as version "none"."""
+    return served if served.recommender is not None else Served(NO_VERSION, None, _nothing_known(), served.b)
 
 
 def load_served(root: Path, version: str, schema_hash: str, names: Sequence[str], *, shared: bool = False) -> Served:
@@ -85,6 +93,7 @@ class ModelHolder:
         self._told = ""  # why the newest version is refused
         self.prepare: Callable[[Served], None] | None = None  # asked of whoever needs time for a version before its use
         version = artifacts.current_version(root)
+        self._decides = True  # about transactions
         if version is None:
             if required:
                 raise ArtifactMissing(f"no model is published in {root}; run `headrace train` or `headrace up` first")
@@ -97,6 +106,7 @@ class ModelHolder:
             meanwhile()
             verification.wait(_VERIFY_S)
         self.current = self._load(version)
+        self._decides = self.current.fraud is not None
         metrics.set_model(version)
 
     async def watch(self, every_s: float) -> None:
@@ -133,14 +143,17 @@ class ModelHolder:
             log.exception("models: version %s cannot be used", version)
             raise ArtifactCorrupt(f"artifact {version}: {type(error).__name__}: {error}") from None
         old = self.current
-        kinds = [(models.fraud is None, models.recommender is None) for models in (old, served)]
-        if kinds[0] != kinds[1] and (old.version != NO_VERSION or served.fraud is None):
+        if self._lacks(served):
             self._refused.add(version)
             raise ArtifactMissing(f"version {version} holds other kinds of models than {old.version}")
         self.current = served
         self._told = ""
         self._metrics.set_model(version)
         log.info("models: version %s is in use, after %s", version, old.version)
-        if old.version == NO_VERSION and served.recommender is not None:
-            log.warning("models: this worker started without any, so it answers no clicks until it is started again; "
-                        "transactions are decided with version %s from now on", version)  # fmt: skip
+
+    def _lacks(self, new: Served) -> bool:
+        """Whether a version would take away what is in use, or decides about what this worker does not read."""
+        old = self.current
+        if (new.fraud is None and old.fraud is not None) or (new.recommender is None and old.recommender is not None):
+            return True
+        return new.fraud is not None and not self._decides

@@ -47,6 +47,7 @@ from stream.lane import (
     reached,
     refuse,
 )
+from stream.models import answering
 from stream.sessions import (
     CLICK_BYTES,
     ITEM_BYTES,
@@ -250,6 +251,7 @@ class RecommendLane:
         """Fold each click into its session and answer it; the click itself counts in its answer."""
         if not work:
             return []
+        models = answering(models)
         start, total = perf_counter(), sum(len(part.records) for part in work)
         rung = self._ladder.choose([record.timestamp for part in work for record in part.records])
         with tally.stage("features"):

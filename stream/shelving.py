@@ -15,7 +15,7 @@ from stream.connections import patiently
 from stream.items import ItemReader
 from stream.lever_file import LeverFile
 from stream.metrics import Metrics
-from stream.models import ModelHolder, Served
+from stream.models import ModelHolder, Served, answering
 from stream.settings import Settings
 from stream.topics import check_topics, require_topics
 from stream.variants import VariantModels
@@ -68,8 +68,9 @@ class Shelving:
             await self._reader.stop()
 
     def _prepare(self, served: Served) -> None:
-        if served.recommender is not None:
-            self.lister.shelf.prepare(served.recommender)
+        recommender = answering(served).recommender
+        assert recommender is not None
+        self.lister.shelf.prepare(recommender)
 
     def watches(self) -> list[Coroutine[Any, Any, None]]:
         """What runs as long as the worker."""

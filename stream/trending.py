@@ -153,7 +153,8 @@ class Trends:
         return self._popular[0], self._weights
 
     def _renew(self, model: Recommender) -> None:
-        if self._ids and (model is not self._model or self._fresh >= _REFRESH_CLICKS):
+        # Where hardly anything was counted yet, each click tells much of what is wanted.
+        if self._ids and (model is not self._model or self._fresh >= min(_REFRESH_CLICKS, len(self._ids))):
             self._refresh(model)
 
     def _refresh(self, model: Recommender) -> None:
@@ -169,8 +170,8 @@ class Trends:
         self._places[used] = np.where(numbers >= 0, numbers, n + used)
         worth, places = self._worth, self._places[used]
         visitors, total = counts.weight[used] * worth, counts.total[0] * worth
-        share = model.popularity.astype(np.float64) / model.popularity.sum(dtype=np.float64)
-        own = np.where(numbers >= 0, share[np.maximum(numbers, 0)], 0.0)
+        share = model.popularity.astype(np.float64) / max(model.popularity.sum(dtype=np.float64), 1e-300)
+        own = np.append(share, 0.0)[np.where(numbers >= 0, numbers, n)]
         mean = (POPULAR_VISITORS * own + visitors) / (POPULAR_VISITORS + total)
         lift = np.where(visitors >= _LIFT_VISITORS, mean - own, 0.0)
         best = np.argsort(-lift, kind="stable")[:_LIFTED]

@@ -26,7 +26,7 @@ from features.messages import Recommendation, Variant
 from stream.ab_settings import AbSettings
 from stream.lane import Tally
 from stream.metrics import Metrics
-from stream.models import ModelHolder, Served, load_served
+from stream.models import ModelHolder, Served, answering, load_served
 from stream.sessions import Session, start_from_earlier
 from stream.settings import Settings
 from stream.trending import ClickPart, Trends
@@ -79,7 +79,7 @@ class VariantModels:
             self._holder = ModelHolder(root, schema_hash, names, Metrics(), lambda: None, shared=shared)
         self._made: tuple[Served, Served] | None = None
         self._current = a.current
-        if self.current.b is None or self.current.b.recommender is None:
+        if self._ab.model is not None and (self.current.b is None or self.current.b.recommender is None):
             raise ArtifactMissing(f"ab.model = {self._ab.model!r} holds no recommendation models")
 
     @property
@@ -134,7 +134,7 @@ class Experiment:
         self._of_b = of_b(self._ab, ids)
         assert models.b is not None  # VariantModels sees to it
         found = Lists([[]] * len(ids), [msgspec.UNSET] * len(ids))
-        for model, own, chosen in ((models, trends, ~self._of_b), (models.b, self._trends, self._of_b)):
+        for model, own, chosen in ((models, trends, ~self._of_b), (answering(models.b), self._trends, self._of_b)):
             rows = np.flatnonzero(chosen)
             if len(rows):
                 own_earlier = {row: items for row, items in earlier.items() if chosen[row]}
@@ -158,7 +158,7 @@ class Experiment:
         variant: Variant = "B" if self._of_b[row] else "A"
         answer.experiment, answer.variant = self._ab.name, variant
         if variant == "B" and models.b is not None:
-            answer.model_version = models.b.version
+            answer.model_version = answering(models.b).version
         shown = session.shown
         if shown is None:
             tally.add(tally.ab, f"{variant} sessions")

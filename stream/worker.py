@@ -24,7 +24,7 @@ from mode import Service
 from yarl import URL
 
 from features.catalogue import build_catalogue
-from features.errors import ArtifactMissing, HeadraceError, SettingsError
+from features.errors import HeadraceError, SettingsError
 from features.schema import Schema
 from features.warm import warm
 from stream.connections import (
@@ -79,14 +79,13 @@ class Parts:
     rules: RulesHolder | None
     keeper: ListKeeper | None
     lists: ListWriter | None
-    shelving: Shelving | None
+    shelving: Shelving
 
     async def close(self) -> None:
         """Write the lists that wait, and close all connections."""
         if self.lists is not None:
             await self.lists.close()
-        if self.shelving is not None:
-            await self.shelving.stop()
+        await self.shelving.stop()
         await self.publisher.stop()
         await self.tails.stop()
         await self.redis.aclose()
@@ -110,7 +109,7 @@ class _Companion(Service):
             _ = self.add_future(self._parts.keeper.run())
             _ = self.add_future(self._parts.keeper.follow())
         _ = self.add_future(self._sweeper.run())
-        for watch in self._parts.shelving.watches() if self._parts.shelving is not None else ():
+        for watch in self._parts.shelving.watches():
             _ = self.add_future(watch)
         _ = self.add_future(_give_back_after_bursts(self._pipeline))
 
@@ -166,7 +165,7 @@ async def _connect(settings: Settings, metrics: Metrics, schema: Schema) -> Part
     models = ModelHolder(settings.artifacts, schema.hash, catalogue.names, metrics, meanwhile=warm,
                          required=settings.worker.without_model == "wait",
                          shared=settings.worker.map_models)  # fmt: skip
-    if settings.ab.share and models.current.recommender is not None:
+    if settings.ab.share:
         models = VariantModels(models, settings, schema.hash, catalogue.names)
     redis = redis_client(settings.redis)
     await patiently(lambda: check_redis(redis, settings.redis), log, back="Redis can be reached now")
@@ -182,9 +181,8 @@ async def _connect(settings: Settings, metrics: Metrics, schema: Schema) -> Part
         held = RuleLists(redis, settings.redis, settings.worker.group, settings.topics.lists)
         keeper = ListKeeper(held, rules, settings.kafka, metrics)
         await patiently(keeper.refresh, log)
-    shelving = Shelving(settings, metrics) if models.current.recommender is not None else None
-    if shelving is not None:
-        await shelving.start(models)
+    shelving = Shelving(settings, metrics)
+    await shelving.start(models)
     return Parts(redis, publisher, tails, models, rules, keeper, lists, shelving)
 
 
@@ -200,22 +198,18 @@ async def _started_producer(kafka: KafkaSettings) -> AIOKafkaProducer:
 
 
 def _lanes(settings: Settings, schema: Schema, parts: Parts) -> list[Lane]:
-    """The lanes that the published models can serve."""
+    """Clicks are answered by whatever there is, transactions where their models are published or waited for."""
     lanes: list[Lane] = []
     models = parts.models
     if models.current.fraud is not None or models.current.version == NO_VERSION:
         directory = settings.worker.vector_log
         catalogue = build_catalogue(schema.transactions)
         lanes.append(FraudLane(settings, catalogue, VectorLog(directory) if directory else None, parts.rules))
-    if parts.shelving is not None:
-        clicks = RecommendLane(settings, parts.shelving.lister)
-        for lane in lanes:
-            if isinstance(lane, FraudLane):
-                clicks.suspects = lane.suspects
-        lanes.append(clicks)
-    if not lanes:
-        raise ArtifactMissing(f"version {models.current.version} holds neither fraud nor recommendation models")
-    return lanes
+    clicks = RecommendLane(settings, parts.shelving.lister)
+    for lane in lanes:
+        if isinstance(lane, FraudLane):
+            clicks.suspects = lane.suspects
+    return [*lanes, clicks]
 
 
 def _app(settings: Settings, loop: asyncio.AbstractEventLoop) -> HeadraceApp:

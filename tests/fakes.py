@@ -334,7 +334,8 @@ class FakeWorker:
         self.stores = {lane.name: MemoryStore(world.hashes[lane.name], lane.name) for lane in lanes}
         stations = [Station(lane, self.stores[lane.name], {}) for lane in lanes]  # type: ignore[arg-type]
         self.publisher = MemoryPublisher(world.outputs)
-        current = SimpleNamespace(version="000001", fraud=FakeFraud(shift), recommender=world.recommender)
+        current = SimpleNamespace(version="000001", fraud=FakeFraud(shift), recommender=world.recommender,
+                                  b=None)  # fmt: skip
         models = SimpleNamespace(current=current)
         self.metrics = Metrics()
         self.models = current

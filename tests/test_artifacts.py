@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -327,7 +328,7 @@ def test_a_directory_that_cannot_be_written_is_an_error_with_its_name(tmp_path: 
 
 
 def test_a_worker_that_may_decide_by_rules_begins_without_models_and_takes_up_the_first_version(
-    draft: Draft, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    draft: Draft, tmp_path: Path
 ) -> None:
     root, names, warmed = tmp_path / "models", [feature.name for feature in FEATURES], list[str]()
 
@@ -341,4 +342,24 @@ def test_a_worker_that_may_decide_by_rules_begins_without_models_and_takes_up_th
     version = publish(root, draft, created_ms=1)
     asyncio.run(holder._swap(version))
     assert holder.current.fraud is not None and holder.current.version == version
-    assert ("answers no clicks until it is started again" in caplog.text) is (holder.current.recommender is not None)
+
+
+def test_a_new_version_may_add_a_recommender_but_take_nothing_away(draft: Draft, tmp_path: Path) -> None:
+    root, names = tmp_path / "models", [feature.name for feature in FEATURES]
+    fraud, clicks = replace(draft, recommender=None), replace(draft, fraud=None)
+
+    def swapped(*drafts: Draft) -> tuple[bool, bool]:
+        """Which models are in use after these versions; the first one is there at the start."""
+        holder = None
+        for number, one in enumerate(drafts):
+            version = publish(root, one, created_ms=number)
+            if holder is None:
+                holder = ModelHolder(root, HASH, names, Metrics(), lambda: None)
+                continue
+            with contextlib.suppress(ArtifactMissing):
+                asyncio.run(holder._swap(version))
+        assert holder is not None
+        return holder.current.fraud is not None, holder.current.recommender is not None
+
+    assert swapped(fraud, draft) == swapped(fraud, draft, fraud) == swapped(draft, clicks) == (True, True)
+    assert swapped(clicks, draft) == (False, True)  # a worker that was started on clicks reads no transactions

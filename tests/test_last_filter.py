@@ -19,6 +19,7 @@ from features.shelf import Shelf
 from tests.sessions import checkerboard, fitted
 
 MODEL = fitted(checkerboard(groups=3, size=4, sessions=20))
+EMPTY = Recommender.empty()
 NOW = 1_700_000_000_000
 KNOWN = [MODEL.item_id(n) for n in range(MODEL.items)]
 FRESH = [f"new-{n}" for n in range(6)]
@@ -95,8 +96,7 @@ levers = st.builds(
 )
 
 
-def allowed(item: str, time: int, facts: dict[str, ItemFacts | Gone | Faulty], used: bool, hide: bool, rules: Levers
-            ) -> bool:  # fmt: skip
+def allowed(item: str, time: int, facts: dict[str, ItemFacts | Gone | Faulty], unlisted: bool, rules: Levers) -> bool:
     """What the compiled filter should say, in plain words."""
     if item in rules.items:
         return False
@@ -104,7 +104,7 @@ def allowed(item: str, time: int, facts: dict[str, ItemFacts | Gone | Faulty], u
     if isinstance(known, Faulty):
         return False
     if not isinstance(known, ItemFacts):
-        return item in KNOWN and not (used and hide)
+        return item in KNOWN and unlisted
     return (
         not known.hidden
         and not known.sold_out
@@ -125,10 +125,11 @@ def allowed(item: str, time: int, facts: dict[str, ItemFacts | Gone | Faulty], u
     bought=st.lists(st.sampled_from(KNOWN + FRESH), max_size=4),
     moment=st.integers(-12, 12),
     k=st.integers(1, 20),
+    model=st.sampled_from([MODEL, EMPTY]),
 )
 def test_nothing_forbidden_is_ever_shown_and_no_list_is_empty_while_something_is_allowed(
     steps: list[tuple[list[Any], Levers | None]], hide: bool, viewed: str, sessions: list[list[str]],
-    bought: list[str], moment: int, k: int,
+    bought: list[str], moment: int, k: int, model: Recommender,
 ) -> None:  # fmt: skip
     shelf = Shelf(hide_unlisted=hide)
     lister = Lister(shelf, viewed)
@@ -147,10 +148,11 @@ def test_nothing_forbidden_is_ever_shown_and_no_list_is_empty_while_something_is
             if record.item_id is not None:
                 facts[record.item_id] = record
         times = [NOW + moment + place for place in range(len(sessions))]
-        lists = listed(lister, sessions, times, k, [bought] * len(sessions))
-        hides = viewed == "hide" or (viewed == "auto" and bool(MODEL.settings[6]))
+        lists = listed(lister, sessions, times, k, [bought] * len(sessions), model)
+        hides = viewed == "hide" or (viewed == "auto" and bool(model.settings[6]))
+        unlisted = model is MODEL and not (used and hide)
         for session, time, row in zip(sessions, times, ids(lists), strict=True):
-            may = {item for item in KNOWN + FRESH if allowed(item, time, facts, used, hide, rules)}
+            may = {item for item in KNOWN + FRESH if allowed(item, time, facts, unlisted, rules)}
             may -= set(bought)
             may -= {session[-1]} if hides else set()
             assert set(row) <= may
