@@ -24,8 +24,9 @@ SUMMARY = (
     "events_per_s", "p50_added_ms_at_1000", "p99_added_ms_at_1000", "p99_ms_at_5000",
     "recommend_p99_added_ms_at_1000", "recommend_clicks_per_s",
     "recommend_p90_ms_at_1000", "recommend_p99_ms_at_1000", "recommend_p99_ms_at_3x", "recommend_degraded_at_3x",
-    "recommend_serenade_clicks_per_s", "replay_events_per_s", "replay_ratio_vs_pandas", "redis_bytes_per_entity",
-    "worker_rss_mb", "ready_s", "ratio_with_rules_and_budget",
+    "recommend_serenade_clicks_per_s", "replay_events_per_s", "replay_ratio_vs_pandas",
+    "replay_ratio_vs_pandas_windows", "redis_bytes_per_entity", "worker_rss_mb", "ready_s",
+    "ratio_with_rules_and_budget",
 )  # fmt: skip
 
 
@@ -91,8 +92,9 @@ def summarize(found: dict[str, Any]) -> dict[str, float | None]:
         pick("clicks", "yoochoose", "clicks_per_s"), pick("clicks", "yoochoose", "1000", "p90"),
         pick("clicks", "yoochoose", "1000", "p99"), pick("clicks", "yoochoose", "3x", "p99"),
         pick("clicks", "yoochoose", "3x", "degraded_share"), pick("clicks", "serenade", "clicks_per_s"),
-        pick("replay", "events_per_s"), pick("replay", "ratio"), pick("memory", "bytes_per_shard"),
-        pick("memory", "worker_rss_mb"), pick("memory", "ready_s"), pick("policy", "ratio"),
+        pick("replay", "events_per_s"), pick("replay", "ratio"), pick("replay", "ratio_windows"),
+        pick("memory", "bytes_per_shard"), pick("memory", "worker_rss_mb"), pick("memory", "ready_s"),
+        pick("policy", "ratio"),
     )  # fmt: skip
     return {name: None if value is None else float(f"{value:.4g}") for name, value in zip(SUMMARY, values, strict=True)}
 
