@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from features.shelf import BARRED, HIDDEN, LISTED, SOLD_OUT, WITHHELD, View
+from features.shelf import HIDDEN, LISTED, SOLD_OUT, WITHHELD, View
 from features.sources import (
     LINEAR_DECAY,
     TRANSITION_DECAY,
@@ -109,7 +109,7 @@ def shown(place: int, time: int, open_: bool, view: View) -> bool:
     if slot < 0:
         return open_
     state = view.state[slot]
-    if state & (HIDDEN | SOLD_OUT | WITHHELD | BARRED):
+    if state & (HIDDEN | SOLD_OUT | WITHHELD) or view.barred[slot]:
         return False
     if not state & LISTED:
         return open_

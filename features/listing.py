@@ -85,12 +85,13 @@ class Lister:
     """Makes lists that hold nothing that the shelf forbids.
 
     ``viewed`` says whether the item now viewed may stand in its own list: ``hide``, ``show``, or ``auto``: as training
-    found it in the model's clicks.
+    found it in the model's clicks. ``levers`` are those of this number on the shelf.
     """
 
-    def __init__(self, shelf: Shelf, viewed: str = "auto") -> None:
+    def __init__(self, shelf: Shelf, viewed: str = "auto", levers: int = 0) -> None:
         self.shelf = shelf
         self._viewed = viewed
+        self._levers = levers
         self._strangers: dict[int, int] = {}  # places of this call by hash, of items that only trends know
         self._trends: Moving | None = None
         self._texts: dict[tuple[int, int], tuple[RecommendationReason, str | None, str]] = {}
@@ -177,7 +178,7 @@ class Lister:
 
     def _filled(self, model: Recommender, clicked: Clicked, found: Found, hide: bool, k: int) -> Filled:
         shelf, m = self.shelf, len(clicked.counts)
-        view, levers = shelf.view(model), shelf.levers
+        view, levers = shelf.view(model, self._levers), shelf.levers(self._levers)
         bought = [value for row in clicked.bought for value in row]
         bounds, hashes = np.zeros(m + 1, np.int64), clicked.viewed
         if bought:

@@ -20,23 +20,23 @@ from numpy.typing import NDArray
 
 from features.hashing import hash_strings
 from features.item_records import FOREVER_MS, Faulty, Gone, ItemFacts
+from features.lever_columns import Bytes, LeverColumns
 from features.levers import Levers
 from features.recommender import Recommender
 from features.sources import Hashes, Longs
 from features.toplist import Floats, Ints
 
-LISTED, HIDDEN, SOLD_OUT, WITHHELD, BARRED = 1, 2, 4, 8, 16  # bits of ``View.state``
+LISTED, HIDDEN, SOLD_OUT, WITHHELD = 1, 2, 4, 8  # bits of ``View.state``
 _MODELS_KEPT = 4  # in use, about to be, and the ones before
 _ORDERS = ("popular", "popular_bounds", "new", "new_bounds", "others")
-Bytes = NDArray[np.uint8]
 
 
 class View(NamedTuple):
     """The columns, by slot (s of them, the rest of an array is spare), category, seller, or number of the model.
 
     ``slots`` int32[n] the slot of each number or -1. ``numbers`` int32[s] the number of each slot or -1. ``state``
-    uint8[s] bits, ``from_ms``, ``until_ms`` int64[s], ``category``, ``seller`` int32[s] or -1. By category ``factors``
-    float32, ``barred_categories`` uint8, ``category_caps`` int32; by seller ``barred_sellers``, ``seller_caps``.
+    uint8[s] bits, ``from_ms``, ``until_ms`` int64[s], ``category``, ``seller`` int32[s] or -1. From ``barred`` to
+    ``seller_caps`` as of :class:`features.lever_columns.LeverColumns`.
     ``popular`` int32 the numbers of each category from ``popular_bounds`` on, most popular first; ``new`` int32 the
     slots of each category that the model does not know, newest first, from ``new_bounds`` on; ``others`` int32 all
     slots that the model does not know, newest first.
@@ -49,6 +49,7 @@ class View(NamedTuple):
     until_ms: Longs
     category: Ints
     seller: Ints
+    barred: Bytes
     factors: Floats
     barred_categories: Bytes
     category_caps: Ints
@@ -94,7 +95,7 @@ class Shelf:
         self.lock = threading.Lock()
         self.hide_unlisted = hide_unlisted
         self.used = False  # the topic has ever held a record
-        self.levers = Levers()
+        self._pulled = [LeverColumns(0)]
         self.named = 0  # rises when the title or the category of an item changes
         self.stale = False  # the orders are older than the items
         self.ids: list[str] = []
@@ -108,8 +109,6 @@ class Shelf:
         self._state = np.zeros(0, np.uint8)
         self._times = np.zeros((2, 0), np.int64)
         self._groups = np.zeros((2, 0), np.int32)  # category and seller
-        self._by_category = _category_levers(self.levers, [])
-        self._by_seller = _seller_levers(self.levers, [])
         self._numberings: dict[int, _Numbering] = {}
         self._ordered = 0  # slots that the orders hold
 
@@ -146,26 +145,26 @@ class Shelf:
             if record.item_id is None:
                 continue
             slot = self._slot(record.item_id)
-            barred = int(self._state[slot]) & BARRED
             if isinstance(record, ItemFacts):
-                self._state[slot] = barred | LISTED | record.hidden * HIDDEN | record.sold_out * SOLD_OUT
+                self._state[slot] = LISTED | record.hidden * HIDDEN | record.sold_out * SOLD_OUT
                 self._describe(slot, record)
             elif isinstance(record, Gone):
-                self._state[slot] = barred
+                self._state[slot] = 0
                 self._describe(slot, ItemFacts(record.item_id))
             else:
                 self._state[slot] = int(self._state[slot]) | WITHHELD
-        self._by_category = _category_levers(self.levers, self.categories, self._by_category)
-        self._by_seller = _seller_levers(self.levers, self.sellers, self._by_seller)
+        for pulled in self._pulled:
+            pulled.follow(self.categories, self.sellers)
 
-    def pull(self, levers: Levers) -> None:
-        """Use other levers; the caller holds the lock."""
-        for item in (*self.levers.items, *levers.items):
-            slot = self._slot(item)
-            self._state[slot] = int(self._state[slot]) & ~BARRED | (item in levers.items) * BARRED
-        self.levers = levers
-        self._by_category = _category_levers(levers, self.categories)
-        self._by_seller = _seller_levers(levers, self.sellers)
+    def pull(self, levers: Levers, which: int = 0) -> None:
+        """Use other levers in the place of those of a number; the caller holds the lock."""
+        self._columns_of(which).pull(levers, self._slot, self.categories, self.sellers)
+
+    def _columns_of(self, which: int) -> LeverColumns:
+        while len(self._pulled) <= which:
+            self._pulled.append(LeverColumns(self.capacity))
+            self._pulled[-1].follow(self.categories, self.sellers)
+        return self._pulled[which]
 
     def _slot(self, item_id: str) -> int:
         slot = self._slots.get(item_id)
@@ -195,6 +194,8 @@ class Shelf:
         self._times[0, -more:], self._times[1, -more:] = -FOREVER_MS, FOREVER_MS
         for numbering in self._numberings.values():
             numbering.numbers = wider(numbering.numbers, -1)
+        for pulled in self._pulled:
+            pulled.widen(self.capacity)
 
     def _describe(self, slot: int, facts: ItemFacts) -> None:
         groups = (_code(self._codes[0], self.categories, facts.category),
@@ -226,12 +227,17 @@ class Shelf:
         with self.lock:
             self._numbering(model)
 
-    def view(self, model: Recommender) -> View:
-        """The columns as a model numbers its items; the caller holds the lock."""
-        n = self._numbering(model)
+    def levers(self, which: int = 0) -> Levers:
+        """The levers of a number; there is one set, or with an experiment two."""
+        return self._columns_of(which).levers
+
+    def view(self, model: Recommender, which: int = 0) -> View:
+        """The columns as a model numbers its items, with the levers of a number; the caller holds the lock."""
+        n, pulled = self._numbering(model), self._columns_of(which)
         return View(
             n.slots, n.numbers, self._state, self._times[0], self._times[1], self._groups[0], self._groups[1],
-            *self._by_category, *self._by_seller, n.popular, n.popular_bounds, n.new, n.new_bounds, n.others,
+            pulled.barred, pulled.factors, pulled.barred_categories, pulled.category_caps, pulled.barred_sellers,
+            pulled.seller_caps, n.popular, n.popular_bounds, n.new, n.new_bounds, n.others,
         )  # fmt: skip
 
     def _numbering(self, model: Recommender) -> _Numbering:
@@ -307,24 +313,3 @@ def _grouped(items: Ints, category: Ints, categories: int) -> tuple[Ints, Longs]
     order = order[np.searchsorted(category[order], 0) :]
     bounds = np.searchsorted(category[order], np.arange(categories + 1)).astype(np.int64)
     return items[order], bounds
-
-
-_CategoryLevers = tuple[Floats, Bytes, Ints]
-_SellerLevers = tuple[Bytes, Ints]
-
-
-def _category_levers(levers: Levers, names: list[str], known: _CategoryLevers | None = None) -> _CategoryLevers:
-    """Factors, bars and caps by category; those that are ``known`` stay as they are."""
-    if known is not None and len(known[0]) == len(names):
-        return known
-    caps = [levers.category_caps.get(name, levers.per_category) for name in names]
-    return (np.array([levers.factors.get(name, 1.0) for name in names], np.float32),
-            np.array([name in levers.categories for name in names], np.uint8), np.array(caps, np.int32))  # fmt: skip
-
-
-def _seller_levers(levers: Levers, names: list[str], known: _SellerLevers | None = None) -> _SellerLevers:
-    """Bars and caps by seller."""
-    if known is not None and len(known[0]) == len(names):
-        return known
-    caps = [levers.seller_caps.get(name, levers.per_seller) for name in names]
-    return np.array([name in levers.sellers for name in names], np.uint8), np.array(caps, np.int32)

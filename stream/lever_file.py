@@ -1,7 +1,7 @@
 """The file of business levers, and the watch on it.
 
-In: ``worker.levers``. Out: the shelf's levers, replaced whole between two cycles. A file that is wrong at the start is
-refused; one that becomes wrong is told once and counted, and the levers before it stay in use.
+In: ``worker.levers`` or ``ab.levers``. Out: the shelf's levers, replaced whole between two cycles. A file that is wrong
+at the start is refused; one that becomes wrong is told once and counted, and the levers before it stay in use.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ log = logging.getLogger("headrace.levers")
 
 
 class LeverFile:
-    """The levers of one file on one shelf."""
+    """The levers of one file on one shelf, as those of the number ``which``; ``setting`` names the file."""
 
-    def __init__(self, path: Path, shelf: Shelf, metrics: Metrics) -> None:
+    def __init__(self, path: Path, shelf: Shelf, metrics: Metrics, setting: str = "worker.levers", which: int = 0
+                 ) -> None:  # fmt: skip
         self._path = path
+        self._setting, self._which = setting, which
         self._shelf = shelf
         self._metrics = metrics
         self._data = b""
@@ -64,8 +66,8 @@ class LeverFile:
         try:
             return self._path.read_bytes()
         except OSError as error:
-            raise SettingsError([f"worker.levers = '{self._path}': cannot be read: {error.strerror}"]) from None
+            raise SettingsError([f"{self._setting} = '{self._path}': cannot be read: {error.strerror}"]) from None
 
     def _use(self, levers: Levers) -> None:
         with self._shelf.lock:
-            self._shelf.pull(levers)
+            self._shelf.pull(levers, self._which)

@@ -109,7 +109,7 @@ def shelved(settings: Settings) -> tuple[Lister, bool]:
         print(f"headrace: {error} What the items topic says is left out of account here.", file=sys.stderr)
         shelf, read = Shelf(hide_unlisted=False), shelving.lister.shelf
         with read.lock, shelf.lock:
-            shelf.pull(read.levers)
+            shelf.pull(read.levers())
         return Lister(shelf, settings.worker.viewed_item), False
     return shelving.lister, True
 

@@ -110,7 +110,7 @@ class Metrics:
         self.item_records = Counter("headrace_item_records_total", "Records of the items topic, by what they say: "
                                     "changed, deleted, or why they cannot be read.", ["kind"], registry=r)  # fmt: skip
         self.levers_refused = Counter("headrace_lever_refusals_total",
-                                      "Changes of the levers' file that were refused; those before stay in use.",
+                                      "Changes of a file of levers that were refused; those before stay in use.",
                                       registry=r)  # fmt: skip
         self.cache_entities = Gauge("headrace_cache_entities", "Entity rows held in memory.", ["entity"], registry=r)
         self.cache_bytes = Gauge("headrace_cache_bytes", "Memory of the entity rows.", ["entity"], registry=r)

@@ -26,7 +26,6 @@ import numpy as np
 from features.decode import Bad, ClickBatch, ClickDecoder, Limits
 from features.listing import Clicked, Lister, Lists
 from features.messages import CLICK_ACTIONS, Degraded
-from features.rungs import Asking, Rung
 from features.shelf import Shelf
 from features.texts import Texts
 from features.watermark import UNMARKED, Watermark, advance
@@ -63,8 +62,8 @@ from stream.sessions import (
 from stream.settings import Settings
 from stream.store import FIELDS_MAX
 from stream.suspects import Suspects
-from stream.trending import Trends
 from stream.variants import Experiment
+from stream.ways import Way
 
 _BUY = CLICK_ACTIONS.index("buy")
 _SESSION, _USER = b"session:", b"user:"  # of fields in Redis
@@ -108,8 +107,8 @@ class RecommendLane:
         self._hits = self._misses = 0
         self._ladder = Ladder(worker)
         self.suspects = Suspects()
-        self._trends = Trends(worker.online_half_life_s) if worker.online_learning else None
-        self._experiment = Experiment(settings) if settings.ab.share else None
+        self._way = Way.of(worker, self.lister)
+        self._experiment = Experiment(settings, self._way) if settings.ab.share else None
         self._beside = ThreadPoolExecutor(1, "headrace-beside-clicks")
 
     def resume(self, partition: int, offsets: Mapping[str, int], watermark: Watermark = UNMARKED,
@@ -266,19 +265,17 @@ class RecommendLane:
                 np.concatenate([part.items for part in work]),
                 [own for part in work for own in part.bought],
             )  # fmt: skip
-            lists = partial(self._lists, rung=rung)
+            lists = partial(Way.lists, rung=rung, beside=self._beside)
             earlier = {row: items for part in work for row, items in part.earlier.items()}
             if self._experiment is None:
                 start_from_earlier(earlier, models.recommender, hashes, counts)
-                found = lists(models.recommender, clicked, self._trends)
+                found = lists(self._way, models.recommender, clicked)
             else:
-                found = self._experiment.lists(work, models, clicked, earlier, lists, self._trends)
+                found = self._experiment.lists(work, models, clicked, earlier, lists)
         with tally.stage("encode"):
             produced = self._produced(work, models, found, tally, rung.label)
-        if self._trends is not None:
-            self._trends.learn_all(work, hashes, counts, self.suspects)
-        if self._experiment is not None:
-            self._experiment.learn(work, hashes, counts, self.suspects)
+        for way in (self._way,) if self._experiment is None else (self._way, self._experiment.b):
+            way.learn(work, hashes, counts, self.suspects)
         self._ladder.learn(rung, total, perf_counter() - start)
         if rung.label is not None:
             tally.add(tally.degraded, rung.label, total)
@@ -309,11 +306,6 @@ class RecommendLane:
             if user is not None and len(user.items) > session.count:
                 part.earlier[len(queries.counts)] = user.items
             queries.add(session)
-
-    def _lists(self, model: Any, clicked: Clicked, trends: Trends | None, rung: Rung) -> Lists:
-        """The list of one model after each click."""
-        asking = Asking(rung, self._beside, *(() if trends is None else trends.popular(model)))
-        return self.lister.lists(model, clicked, self._worker.recommendations_k, asking, trends)
 
     def _produced(self, work: list[Part], models: Any, found: Lists, tally: Tally, degraded: Degraded | None
                   ) -> list[Produced]:  # fmt: skip

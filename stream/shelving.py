@@ -18,7 +18,7 @@ from stream.metrics import Metrics
 from stream.models import ModelHolder, Served, answering
 from stream.settings import Settings
 from stream.topics import check_topics, require_topics
-from stream.variants import VariantModels
+from stream.variants import LEVERS_OF_B, VariantModels
 
 log = logging.getLogger("headrace.items")
 
@@ -31,7 +31,9 @@ class Shelving:
         shelf = Shelf(hide_unlisted=worker.unlisted_items == "hide")
         self.lister = Lister(shelf, worker.viewed_item)
         self._reader = ItemReader(settings, shelf, metrics)
-        self._levers = LeverFile(worker.levers, shelf, metrics) if worker.levers else None
+        self._levers = [LeverFile(worker.levers, shelf, metrics)] if worker.levers else []
+        if settings.ab.share and settings.ab.levers is not None:
+            self._levers.append(LeverFile(settings.ab.levers, shelf, metrics, "ab.levers", LEVERS_OF_B))
         self._poll_s = worker.model_poll_s
 
     async def start(self, models: ModelHolder | VariantModels) -> None:
@@ -42,8 +44,8 @@ class Shelving:
         SettingsError
             If the levers are wrong.
         """
-        if self._levers is not None:
-            self._levers.load()
+        for levers in self._levers:
+            levers.load()
         await patiently(self._reader.load, log, back="Kafka can be reached now")
         self._prepare(models.current)
         models.prepare = self._prepare
@@ -58,8 +60,8 @@ class Shelving:
         ServiceUnavailable, TopicError
             If the items cannot be read; the levers hold then.
         """
-        if self._levers is not None:
-            self._levers.load()
+        for levers in self._levers:
+            levers.load()
         statuses = await check_topics(self._settings.kafka, self._settings.topics)
         require_topics([status for status in statuses if status.name == self._settings.topics.items])
         try:
@@ -75,9 +77,7 @@ class Shelving:
     def watches(self) -> list[Coroutine[Any, Any, None]]:
         """What runs as long as the worker."""
         watches: list[Coroutine[Any, Any, None]] = [self._reader.follow()]
-        if self._levers is not None:
-            watches.append(self._levers.watch(self._poll_s))
-        return watches
+        return watches + [levers.watch(self._poll_s) for levers in self._levers]
 
     async def stop(self) -> None:
         """Disconnect."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from features.errors import ArtifactMissing, SettingsError
 from features.hashing import hash_strings
-from features.listing import Clicked, Lists
+from features.listing import Clicked, Lister, Lists
 from features.messages import Recommendation, Variant
 from stream.ab_settings import AbSettings
 from stream.lane import Tally
@@ -29,10 +29,12 @@ from stream.metrics import Metrics
 from stream.models import ModelHolder, Served, answering, load_served
 from stream.sessions import Session, start_from_earlier
 from stream.settings import Settings
-from stream.trending import ClickPart, Trends
+from stream.trending import ClickPart
+from stream.ways import Way
 from trainer import artifacts
 
-Answering = Callable[[Any, Clicked, Trends | None], Lists]  # of one model
+Answering = Callable[[Way, Any, Clicked], Lists]  # of one way and model
+LEVERS_OF_B = 1  # their number on the shelf, where B has some of its own
 _BUCKETS = 10_000
 _VERIFY_S = 60.0
 _SHOWN_MAX = 100  # items that a session is remembered to have been shown
@@ -118,37 +120,32 @@ class VariantModels:
 class Experiment:
     """Splits the cycles of a lane; see the module's text. Of the cycle at hand it knows who is shown B.
 
-    B has its own count of what trends, of the same clicks, since such a count keeps the places of one model.
+    B is another :class:`~stream.ways.Way` on the shelf of A, with a count of its own of the same clicks.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        worker = settings.worker
-        self._ab = settings.ab
-        self._trends = Trends(worker.online_half_life_s) if worker.online_learning else None
+    def __init__(self, settings: Settings, a: Way) -> None:
+        ab = self._ab = settings.ab
+        lister = Lister(a.lister.shelf, settings.worker.viewed_item, 0 if ab.levers is None else LEVERS_OF_B)
+        self._a = a
+        self.b = Way.of(settings.worker, lister, k=ab.recommendations_k, learning=ab.online_learning)
         self._of_b: NDArray[np.bool_] = np.zeros(0, np.bool_)
 
     def lists(self, work: Sequence[ClickPart], models: Served, clicked: Clicked,
-              earlier: Mapping[int, Sequence[int]], lists: Answering, trends: Trends | None) -> Lists:  # fmt: skip
+              earlier: Mapping[int, Sequence[int]], lists: Answering) -> Lists:  # fmt: skip
         """The list after each click of a cycle, each by the variant that its session or user is shown."""
         ids = [id_ for part in work for id_ in units(self._ab, part.batch.session_id, part.batch.user_id)]
         self._of_b = of_b(self._ab, ids)
         assert models.b is not None  # VariantModels sees to it
         found = Lists([[]] * len(ids), [msgspec.UNSET] * len(ids))
-        for model, own, chosen in ((models, trends, ~self._of_b), (answering(models.b), self._trends, self._of_b)):
+        for way, model, chosen in ((self._a, models, ~self._of_b), (self.b, answering(models.b), self._of_b)):
             rows = np.flatnonzero(chosen)
             if len(rows):
                 own_earlier = {row: items for row, items in earlier.items() if chosen[row]}
                 start_from_earlier(own_earlier, model.recommender, clicked.hashes, clicked.counts)
-                some = lists(model.recommender, _some(clicked, rows), own)
+                some = lists(way, model.recommender, _some(clicked, rows))
                 for place, row in enumerate(rows.tolist()):
                     found.items[row], found.left_out[row] = some.items[place], some.left_out[place]
         return found
-
-    def learn(self, work: Sequence[ClickPart], hashes: NDArray[np.uint64], counts: NDArray[np.int64], suspects: Any
-              ) -> None:  # fmt: skip
-        """Count the clicks of a cycle for what B finds popular now."""
-        if self._trends is not None:
-            self._trends.learn_all(work, hashes, counts, suspects)
 
     def mark(self, answer: Recommendation, models: Served, row: int, session: Session, tally: Tally) -> None:
         """Name experiment, variant and its models in an answer, and count what became of the lists before it.

@@ -126,20 +126,23 @@ def allowed(item: str, time: int, facts: dict[str, ItemFacts | Gone | Faulty], u
     moment=st.integers(-12, 12),
     k=st.integers(1, 20),
     model=st.sampled_from([MODEL, EMPTY]),
+    which=st.sampled_from([0, 1]),
 )
 def test_nothing_forbidden_is_ever_shown_and_no_list_is_empty_while_something_is_allowed(
     steps: list[tuple[list[Any], Levers | None]], hide: bool, viewed: str, sessions: list[list[str]],
-    bought: list[str], moment: int, k: int, model: Recommender,
+    bought: list[str], moment: int, k: int, model: Recommender, which: int,
 ) -> None:  # fmt: skip
     shelf = Shelf(hide_unlisted=hide)
-    lister = Lister(shelf, viewed)
+    lister = Lister(shelf, viewed, which)
+    with shelf.lock:  # levers of another number are none of this list's
+        shelf.pull(Levers(items=frozenset(KNOWN), categories=frozenset("abc"), per_category=1), 1 - which)
     facts: dict[str, Any] = {}
     rules, used = Levers(), False
     for number, (update, pulled) in enumerate(steps):
         with shelf.lock:
             shelf.apply(update)
             if pulled is not None:
-                shelf.pull(pulled)
+                shelf.pull(pulled, which)
         if number % 2:
             shelf.refresh()
         rules = pulled or rules

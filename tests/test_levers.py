@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from features.errors import SettingsError
+from features.item_records import ItemFacts
 from features.levers import DAY_MS, Levers, parse_levers
 from features.shelf import Shelf
 from stream.lever_file import LeverFile
 from stream.metrics import Metrics
+from tests.sessions import checkerboard, fitted
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "levers.example.toml"
 
@@ -62,7 +64,7 @@ def test_a_change_is_taken_and_a_wrong_one_leaves_the_levers_as_they_were(tmp_pa
 
     async def until(per_seller: int, refused: int) -> None:
         async with asyncio.timeout(10):
-            while (shelf.levers.per_seller, _refused(metrics)) != (per_seller, refused):
+            while (shelf.levers().per_seller, _refused(metrics)) != (per_seller, refused):
                 await asyncio.sleep(0.005)
 
     async def run() -> None:
@@ -79,6 +81,24 @@ def test_a_change_is_taken_and_a_wrong_one_leaves_the_levers_as_they_were(tmp_pa
         task.cancel()
 
     asyncio.run(run())
+
+
+def test_two_files_hold_beside_each_other_on_one_shelf(tmp_path: Path) -> None:
+    shelf, metrics = Shelf(), Metrics()
+    for which, setting in enumerate(("worker.levers", "ab.levers")):
+        file = tmp_path / f"{which}.toml"
+        file.write_text(f"[limits]\nper_seller = {which + 3}\n[exclude]\nitems = ['item-{which}']\n", encoding="utf-8")
+        LeverFile(file, shelf, metrics, setting, which).load()
+    shelf.apply([ItemFacts(f"item-{n}", seller=f"s{n}", category="c") for n in range(200)])
+    assert [shelf.levers(which).per_seller for which in (0, 1)] == [3, 4]
+    model = fitted(checkerboard())
+    for which in (0, 1):
+        view = shelf.view(model, which)
+        assert (shelf.ids[int(view.barred.argmax())], view.barred.sum()) == (f"item-{which}", 1)
+        assert len(view.barred) == len(view.state) and (view.seller_caps == which + 3).all()
+        assert len(view.seller_caps) == 200
+    with pytest.raises(SettingsError, match=r"ab\.levers = .*cannot be read"):
+        LeverFile(tmp_path / "none.toml", shelf, metrics, "ab.levers", 1).load()
 
 
 def _refused(metrics: Metrics) -> int:

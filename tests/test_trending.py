@@ -119,7 +119,7 @@ def test_one_visitor_or_a_long_session_moves_nothing(model: Recommender) -> None
     played.send([("farm", item, NOON_MS + n) for n in range(600) for item in ("g0-0", "pushed")])
     (after,) = played.send([("b", "g0-0", NOON_MS + 1000)])
     assert "pushed" not in after and [item[:2] for item in after[:4]] == [item[:2] for item in before[:4]]
-    trends = played.lane._trends
+    trends = played.lane._way.trends
     assert trends is not None and trends._counts.total[0] < 6  # a, b, and the first of the farm
 
 
