@@ -26,6 +26,7 @@ from features.messages import Recommendation
 from features.recommender import Recommender
 from features.schema import Schema
 from features.warm import warm
+from stream.ab_settings import AbSettings
 from stream.lane import Tally
 from stream.models import Served
 from stream.progress import progress_bar, stage_bars
@@ -33,6 +34,7 @@ from stream.recommend import RecommendLane
 from stream.settings import Settings
 from stream.timeline import Message, build_timeline
 from trainer.clicks import places
+from trainer.files import check_name
 from trainer.history import read_clicks
 from trainer.ranker import RankerSettings
 from trainer.ranking import Asked, accuracy, breadth, by_length
@@ -84,6 +86,7 @@ class _Replay:
     def __init__(self, settings: Settings, model: Recommender, k: int) -> None:
         self._settings = replace(
             settings,
+            ab=AbSettings(),  # one model is trained: it answers as for A
             topics=replace(settings.topics, click_partitions=1),
             worker=replace(settings.worker, recommendations_k=k, list_ttl_s=0, degrade=False, online_learning=False),
         )
@@ -246,6 +249,7 @@ def run(settings: Settings, schema: Schema, train: Path, test: Path, k: int, out
     TrainingError
         If there is too little to train on.
     """
+    check_name(out)
     past, clicks = read_clicks(train, schema.clicks), read_clicks(test, schema.clicks)
     began = time.perf_counter()
     # One core is left to others, as in `headrace train`.

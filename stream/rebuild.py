@@ -33,6 +33,7 @@ from features.catalogue import build_catalogue
 from features.errors import StateError, StateMissing
 from features.schema import Schema
 from features.warm import warm
+from stream.ab_settings import AbSettings
 from stream.answered import unapplied_answers
 from stream.archive import archive_store
 from stream.archived import Archive
@@ -83,7 +84,7 @@ class Rebuild:
                  models: Any) -> None:  # fmt: skip
         worker = replace(settings.worker, vector_log=None, vector_sample=0.0, list_ttl_s=0, degrade=False,
                          online_learning=False)  # fmt: skip
-        self._settings = settings = replace(settings, worker=worker)
+        self._settings = settings = replace(settings, worker=worker, ab=AbSettings())  # state knows no variants
         self._schema = schema
         self._archive = archive
         self._models = models

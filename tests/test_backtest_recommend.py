@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from features.partitioner import partition_of
 from features.recommender import Recommender
 from features.schema import load_schema
+from stream.ab_settings import AbSettings
 from stream.backtest_recommend import Answered, asked_of, replay_clicks, report_of, write_lists
 from stream.cli import app
 from stream.lane import Tally
@@ -78,6 +79,13 @@ def test_the_lists_of_the_backtest_are_those_that_a_worker_publishes(model: Reco
         world_lists[answer["event_id"]] = [item["item_id"] for item in answer["items"]]
     assert len(world_lists) == len(rows)
     assert [world_lists[row["event_id"]] for row in rows] == answered.lists
+
+
+def test_an_experiment_in_the_settings_changes_no_list_of_the_backtest(model: Recommender) -> None:
+    """One model is trained, so every click is answered as for A."""
+    table, ab = checkerboard(sessions=20, seed=4), AbSettings(share=0.5, ranker=False, recommendations_k=2)
+    plain, tried = (replay_clicks(replace(Settings(), ab=some), SCHEMA, model, table, 5) for some in (AbSettings(), ab))
+    assert tried.lists == plain.lists and all(found is not None and len(found) == 5 for found in tried.lists)
 
 
 def test_figures_of_the_backtest_are_those_of_the_model_asked_directly(model: Recommender) -> None:

@@ -372,7 +372,7 @@ def test_a_file_that_is_not_what_its_name_says_is_unreadable(tmp_path: Path) -> 
     fails(text(tmp_path, "hello", "hello.parquet"), "cannot be read")
     binary = tmp_path / "bytes.csv"
     binary.write_bytes(b"event_id,event_time,card_id,merchant_id,amount\n\xff\xfe,1592337718,1,x,1\n")
-    fails(binary, "cannot be read", "UTF8")
+    fails(binary, "cannot be read", "not UTF-8")
 
 
 def test_a_column_of_a_type_that_cannot_serve_is_named(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from aiokafka import TopicPartition
 
 from features.errors import StateMissing
 from stream import answered, rebuild
+from stream.ab_settings import AbSettings
 from stream.lane import Target
 from stream.rebuild import Rebuild
 from stream.settings import Settings
@@ -119,6 +121,7 @@ def test_after_any_history_of_faults_the_rebuilt_state_is_that_of_the_last_head(
         for lane in LANES:
             world.hashes[lane].clear()
         worker = world.worker()
+        worker.settings = replace(worker.settings, ab=AbSettings(share=seed % 3 / 2))  # of which state knows nothing
         await make_anew(world, worker)
         assert snapshot(world) == (before, servers.committed)
         await make_anew(world, worker, replace=True)

@@ -5,7 +5,11 @@ In: a path. Out: :class:`HistoryFile`, whose batches hold only the columns asked
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +21,7 @@ from features.errors import HistoryError
 
 BATCH_ROWS = 1 << 20
 TEXT_BLOCK_BYTES = 1 << 25
+_LET_GO_S = 5.0
 DELIMITERS = "\t,;"
 
 
@@ -28,6 +33,7 @@ def history_files(path: Path) -> list[Path]:
     HistoryError
         If there is none.
     """
+    check_name(path)
     if path.is_dir():
         files = sorted(
             file
@@ -37,10 +43,43 @@ def history_files(path: Path) -> list[Path]:
         )
         if not files:
             raise HistoryError(f"{path}: a directory without *.parquet files; give Parquet files, or one CSV or TSV")
+        for file in files:
+            check_name(file)
         return files
     if not path.exists():
         raise HistoryError(f"{path}: no such file or directory; history is a Parquet, CSV or TSV file")
     return [path]
+
+
+def check_name(path: Path) -> None:
+    """Refuse what Arrow cannot open.
+
+    Raises
+    ------
+    HistoryError
+        If a name holds bytes that are not UTF-8.
+    """
+    name = os.fsencode(path)
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        raise HistoryError(f"{name.decode(errors='backslashreplace')}: the name is not UTF-8; rename it") from None
+
+
+def said(error: Exception) -> str:
+    """What is wrong with a file, of an error of Arrow's."""
+    return "holds bytes that are not UTF-8; convert it to UTF-8" if "UTF8" in str(error) else str(error)
+
+
+@contextmanager
+def _let_go(handler: object) -> Iterator[None]:
+    """Wait until Arrow's threads have let go of a function: one that does so as Python ends takes the process along."""
+    held, until_s = sys.getrefcount(handler), time.monotonic() + _LET_GO_S
+    try:
+        yield
+    finally:
+        while sys.getrefcount(handler) > held and time.monotonic() < until_s:
+            time.sleep(0.001)
 
 
 @dataclass(slots=True)
@@ -58,7 +97,7 @@ class HistoryFile:
         try:
             yield from self.open(wanted)
         except (pa.ArrowException, OSError) as error:
-            raise HistoryError(f"{self.path}: cannot be read: {error}") from None
+            raise HistoryError(f"{self.path}: cannot be read: {said(error)}") from None
 
 
 def open_file(path: Path) -> HistoryFile:
@@ -107,9 +146,8 @@ def _open_text(path: Path) -> HistoryFile:
         return "skip"
 
     def batches(wanted: list[str]) -> Iterator[pa.RecordBatch]:
-        with (
-            pa.input_stream(str(path), compression="detect") as stream,
-            pa_csv.open_csv(
+        with _let_go(skip), pa.input_stream(str(path), compression="detect") as stream:
+            reader = pa_csv.open_csv(
                 stream,
                 read_options=pa_csv.ReadOptions(column_names=names, skip_rows=1, block_size=TEXT_BLOCK_BYTES),
                 parse_options=pa_csv.ParseOptions(delimiter=delimiter, invalid_row_handler=skip),
@@ -120,9 +158,12 @@ def _open_text(path: Path) -> HistoryFile:
                     null_values=["", "\\N"],
                     strings_can_be_null=True,
                 ),
-            ) as reader,
-        ):
-            yield from reader
+            )
+            try:
+                yield from reader
+            finally:
+                reader.close()
+                del reader
 
     file.open = batches
     return file

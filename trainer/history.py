@@ -25,7 +25,7 @@ from features.messages import CLICK_ACTIONS
 from features.schema import ClickSchema, TransactionSchema
 from trainer import columns
 from trainer.columns import Mask, Parsed
-from trainer.files import history_files, open_file
+from trainer.files import history_files, open_file, said
 
 _METADATA_KEY = b"headrace.reading"
 
@@ -97,7 +97,7 @@ class _Batch:
         try:
             parsed = parser(self.raw[name])
         except (ValueError, pa.ArrowException) as error:
-            raise HistoryError(f"{self.path}: the column for {name} {error}") from None
+            raise HistoryError(f"{self.path}: the column for {name} {said(error)}") from None
         for reason, mask in parsed.faults.items():
             if reason != "missing_field" or not optional:
                 self.dropped[reason] += int(np.count_nonzero(mask & self.keep))
