@@ -100,8 +100,8 @@ def parse_levers(data: bytes, where: str) -> Levers:
         With every problem, each naming the lever, its value and what is expected. ``where`` begins each.
     """
     try:
-        tree = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        tree = tomllib.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # also of integers and nesting that tomllib cannot hold
         raise SettingsError([f"{where}: not TOML: {error}"]) from None
     document, problems = _convert(tree)
     if document is not None:

@@ -6,15 +6,19 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from features.errors import SettingsError
 from features.item_records import ItemFacts
-from features.levers import DAY_MS, Levers, parse_levers
+from features.levers import DAY_MS, NO_CAP, Levers, parse_levers
 from features.shelf import Shelf
 from stream.lever_file import LeverFile
 from stream.metrics import Metrics
 from tests.sessions import checkerboard, fitted
 
+WORDS = ["[[", "]]", "[", "]", "{", "}", "cap", "exclude", "items", "=", "1e999", "-1", "'a'", "\n", ".", "nan",
+         "9" * 5000, "true", "1979-05-27", "factor", "category", "\ufeff"]  # fmt: skip
 EXAMPLE = Path(__file__).parents[1] / "examples" / "levers.example.toml"
 
 
@@ -78,6 +82,41 @@ def test_a_change_is_taken_and_a_wrong_one_leaves_the_levers_as_they_were(tmp_pa
         await until(4, 1)
         file.write_text("[limits]\nper_seller = 5\n", encoding="utf-8")
         await until(5, 1)
+        task.cancel()
+
+    asyncio.run(run())
+
+
+@given(st.one_of(
+    st.binary(max_size=60), st.text(max_size=60).map(str.encode),
+    st.lists(st.sampled_from(WORDS), max_size=30).map(lambda words: " ".join(words).encode()),
+))  # fmt: skip
+def test_whatever_a_file_holds_is_levers_or_a_sentence(data: bytes) -> None:
+    try:
+        found: Levers | str = parse_levers(data, "levers.toml")
+    except SettingsError as error:
+        found = str(error)
+    assert isinstance(found, Levers) or found.startswith("levers.toml: ")
+
+
+@pytest.mark.parametrize("bad", ["a = " + "[" * 100_000, "[limits]\nper_seller = " + "9" * 5000, "a = \0", "\ud800"])
+def test_no_file_ends_the_watch(tmp_path: Path, bad: str) -> None:
+    file, shelf, metrics = tmp_path / "levers.toml", Shelf(), Metrics()
+    file.write_text("", encoding="utf-8")
+
+    async def until(per_seller: int, refused: int) -> None:
+        async with asyncio.timeout(30):
+            while (shelf.levers().per_seller, _refused(metrics)) != (per_seller, refused):
+                await asyncio.sleep(0.005)
+
+    async def run() -> None:
+        levers = LeverFile(file, shelf, metrics)
+        levers.load()
+        task = asyncio.create_task(levers.watch(0.005))
+        file.write_bytes(bad.encode("utf-8", "surrogatepass"))
+        await until(NO_CAP, 1)
+        file.write_text("\ufeff[limits]\nper_seller = 4\n", encoding="utf-8")
+        await until(4, 1)
         task.cancel()
 
     asyncio.run(run())
