@@ -21,6 +21,8 @@ from features.schema import TransactionSchema
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
+FOREVER_MS = 2**62  # later than any event
+_YEAR_1_MS, _YEAR_10000_MS = -62_135_596_800_000, 253_402_300_800_000
 _RANGE = "from 2000-01-01 up to 2100-01-01"
 
 
@@ -50,16 +52,7 @@ def parse_time_ms(value: str | int) -> int:
     BadEvent
         If the text is no RFC 3339 time with an offset, or the time is not from 2000 up to 2100.
     """
-    if isinstance(value, int):
-        time_ms = value
-    else:
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            raise BadEvent("wrong_type", f"time {value[:40]!r} is neither RFC 3339 nor epoch milliseconds") from None
-        if moment.tzinfo is None:
-            raise BadEvent("wrong_type", f"time {value[:40]!r} has no offset; end it with Z or +00:00")
-        time_ms = (moment - _EPOCH) // _MILLISECOND  # cut, not rounded, as history files are read
+    time_ms = _moment_ms(value)
     if TIME_MIN_MS <= time_ms < TIME_MAX_MS:
         return time_ms
     hint = ""
@@ -68,6 +61,34 @@ def parse_time_ms(value: str | int) -> int:
     elif TIME_MIN_MS <= time_ms // 1000 < TIME_MAX_MS:
         hint = "; it looks like microseconds, milliseconds are expected"
     raise BadEvent("time_out_of_range", f"time {str(value)[:40]} is not {_RANGE}{hint}")
+
+
+def parse_bound_ms(value: str | int) -> int:
+    """As :func:`parse_time_ms`, of a bound: what lies outside of its range is ``-FOREVER_MS`` or ``FOREVER_MS``.
+
+    Raises
+    ------
+    BadEvent
+        As there, where a number is that of a time within the range in another unit, or of no year up to 9999.
+    """
+    time_ms = _moment_ms(value)
+    if TIME_MIN_MS <= time_ms < TIME_MAX_MS:
+        return time_ms
+    if _YEAR_1_MS <= time_ms < _YEAR_10000_MS and not TIME_MIN_MS <= time_ms * 1000 < TIME_MAX_MS:
+        return FOREVER_MS if time_ms >= TIME_MAX_MS else -FOREVER_MS
+    return parse_time_ms(value)
+
+
+def _moment_ms(value: str | int) -> int:
+    if isinstance(value, int):
+        return value
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise BadEvent("wrong_type", f"time {value[:40]!r} is neither RFC 3339 nor epoch milliseconds") from None
+    if moment.tzinfo is None:
+        raise BadEvent("wrong_type", f"time {value[:40]!r} has no offset; end it with Z or +00:00")
+    return (moment - _EPOCH) // _MILLISECOND  # cut, not rounded, as history files are read
 
 
 def clean_id(name: str, value: str | int) -> str:

@@ -10,13 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from features.checks import clean_id, parse_time_ms
+from features.checks import FOREVER_MS, clean_id, parse_bound_ms
 from features.decode import Decoder, Limits
 from features.errors import BadEvent
 from features.messages import Item, StrictItem
 
 TITLE_CHARACTERS_MAX = 300
-FOREVER_MS = 2**62  # later than any event
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,7 @@ def _facts(message: Any) -> ItemFacts:
 
     def time(name: str, absent: int) -> int:
         value = getattr(message, name)
-        return absent if value is None else parse_time_ms(value)
+        return absent if value is None else parse_bound_ms(value)
 
     return ItemFacts(
         item_id=clean_id("item_id", message.item_id),

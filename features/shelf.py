@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from features.checks import FOREVER_MS
 from features.hashing import hash_strings
-from features.item_records import FOREVER_MS, Faulty, Gone, ItemFacts
+from features.item_records import Faulty, Gone, ItemFacts
 from features.lever_columns import Bytes, LeverColumns
 from features.levers import Levers
 from features.recommender import Recommender

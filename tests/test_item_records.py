@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.checks import FOREVER_MS
 from features.decode import Limits
-from features.item_records import FOREVER_MS, Faulty, Gone, ItemDecoder, ItemFacts
+from features.item_records import Faulty, Gone, ItemDecoder, ItemFacts
 
 DECODE = ItemDecoder(Limits()).decode
 
@@ -45,6 +46,10 @@ def test_a_record_without_a_value_deletes_the_item_and_one_of_no_bytes_is_faulty
         ({"hidden": "yes"}, "wrong_type"),
         ({"hidden": 2}, "number_out_of_range"),
         ({"available_from": 1_700_000_000}, "time_out_of_range"),
+        ({"available_until": 1_700_000_000_000_000}, "time_out_of_range"),
+        ({"available_until": 10**18}, "time_out_of_range"),
+        ({"available_until": -(10**15)}, "time_out_of_range"),
+        ({"available_until": "9999-12-31"}, "wrong_type"),
         ({"category": ""}, "invalid_id"),
         ({"item_id": "b"}, "invalid_id"),
     ],
@@ -53,6 +58,20 @@ def test_a_faulty_record_names_its_item_by_the_key_and_says_why(fields: dict[str
     found = DECODE(b"a", json.dumps({"item_id": "a", **fields}).encode())
     assert isinstance(found, Faulty) and (found.item_id, found.code) == ("a", code)
     assert found.sentence
+
+
+@pytest.mark.parametrize(
+    ("told", "read"),
+    [
+        (None, None), ("9999-12-31T23:59:59Z", FOREVER_MS), (253_402_300_799_999, FOREVER_MS),
+        ("2100-01-01T00:00:00Z", FOREVER_MS), ("2099-12-31T23:59:59.999Z", 4_102_444_799_999),
+        ("0001-01-01T00:00:00Z", -FOREVER_MS), (0, -FOREVER_MS), ("1999-12-31T23:59:59Z", -FOREVER_MS),
+    ],
+)  # fmt: skip
+def test_a_bound_beyond_all_events_is_for_ever(told: Any, read: int | None) -> None:
+    found = _read(available_from=told, available_until=told)
+    assert isinstance(found, ItemFacts)
+    assert (found.from_ms, found.until_ms) == ((-FOREVER_MS, FOREVER_MS) if read is None else (read, read))
 
 
 @pytest.mark.parametrize("key", [None, b"", b"\xff", b"\n", b"x" * 257])

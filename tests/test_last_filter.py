@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.checks import FOREVER_MS
 from features.hashing import hash_strings
-from features.item_records import FOREVER_MS, Faulty, Gone, ItemFacts
+from features.item_records import Faulty, Gone, ItemFacts
 from features.levers import Levers
 from features.listing import Clicked, Lister, Lists
 from features.recommender import Recommender
