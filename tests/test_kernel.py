@@ -51,6 +51,8 @@ def state(run: Run) -> list[list[bytes]]:
 
 def close(found: float, wanted: float, feature: Feature, past: float) -> bool:
     """Equal to 1e-9; a deviation is the root of a difference of sums, so its square is."""
+    if feature.aggregate == "usual_ratio":  # a mean that rounding left of zero is zero to the other
+        found, wanted = (math.nan if abs(ratio) > 1e9 else ratio for ratio in (found, wanted))
     if math.isnan(found) or math.isnan(wanted):
         return math.isnan(found) and math.isnan(wanted)
     if feature.aggregate == "std":

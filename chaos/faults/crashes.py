@@ -86,11 +86,12 @@ def killed_again_while_adopting(play: Round) -> None:
 def killed_with_an_alert_budget(play: Round) -> None:
     """SIGKILL with an alert budget, before a cycle is applied and after one."""
     play.budget(60)
-    play.begin(point=f"acknowledged:{play.random.randrange(5, 15)}:kill")
+    small = "64"  # or a slow machine's backlog would be fewer cycles than the points count
+    play.begin(point=f"acknowledged:{play.random.randrange(5, 15)}:kill", WORKER_CYCLE_EVENTS_MAX=small)
     play.feed(4000)  # over a midnight of the events' time
     _killed(play, play.workers[0])
     injury = play.injury()
-    second = play.start(f"applied:{play.random.randrange(5, 15)}:kill", wait=False)
+    second = play.start(f"applied:{play.random.randrange(5, 15)}:kill", wait=False, WORKER_CYCLE_EVENTS_MAX=small)
     _killed(play, second)
     play.start()
     play.recovered(injury)
