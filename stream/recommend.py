@@ -62,6 +62,7 @@ from stream.sessions import (
 from stream.settings import Settings
 from stream.store import FIELDS_MAX
 from stream.suspects import Suspects
+from stream.trending import viewed_before
 from stream.variants import Experiment
 from stream.ways import Way
 
@@ -265,6 +266,7 @@ class RecommendLane:
                 np.concatenate([part.items for part in work]),
                 [own for part in work for own in part.bought],
             )  # fmt: skip
+            before = viewed_before(hashes, counts, clicked.viewed)  # in its session, whatever it is answered from
             lists = partial(Way.lists, rung=rung, beside=self._beside)
             earlier = {row: items for part in work for row, items in part.earlier.items()}
             if self._experiment is None:
@@ -275,7 +277,7 @@ class RecommendLane:
         with tally.stage("encode"):
             produced = self._produced(work, models, found, tally, rung.label)
         for way in (self._way,) if self._experiment is None else (self._way, self._experiment.b):
-            way.learn(work, hashes, counts, self.suspects)
+            way.learn(work, before, self.suspects)
         self._ladder.learn(rung, total, perf_counter() - start)
         if rung.label is not None:
             tally.add(tally.degraded, rung.label, total)

@@ -50,6 +50,17 @@ class ClickPart(Protocol):
     long_session: list[bool]
 
 
+def viewed_before(hashes: Hashes, counts: Longs, viewed: Hashes) -> Hashes:
+    """The item before each click in its session, 0 for none; uint64[n].
+
+    ``hashes`` and ``counts`` are the sessions' items after it. A click that repeats an earlier one of its session (the
+    newest item is another then) follows nothing.
+    """
+    row = np.arange(len(counts))
+    follows = (counts > 1) & (hashes[row, np.maximum(counts - 1, 0)] == viewed)
+    return np.where(follows, hashes[row, np.maximum(counts - 2, 0)], np.uint64(0))
+
+
 class Trends:
     """What one worker's clicks say since its start."""
 
@@ -104,13 +115,12 @@ class Trends:
         self._named[named] = self._counts.items[named]
         self._fresh += int(wanted.sum())
 
-    def learn_all(self, work: Sequence[ClickPart], hashes: Hashes, counts: Longs, suspects: Suspects) -> None:
-        """Count the clicks of a cycle; ``hashes`` and ``counts`` are the queries that were made of them.
+    def learn_all(self, work: Sequence[ClickPart], before: Hashes, suspects: Suspects) -> None:
+        """Count the clicks of a cycle; ``before`` as of :func:`viewed_before`.
 
         What a long session clicks does not count: it is not a person's. Nor does what is tied to fraud.
         """
-        last = np.arange(len(counts)), np.maximum(counts - 2, 0)
-        before, row = np.where(counts > 1, hashes[last], np.uint64(0)), 0
+        row = 0
         for part in work:
             batch, rows = part.batch, slice(row, row + len(part.records))
             row = rows.stop
@@ -182,4 +192,5 @@ class Trends:
         mean = np.concatenate([mean, share[known] * POPULAR_VISITORS / (POPULAR_VISITORS + total)])
         best = np.lexsort((every, -mean))[:_POPULAR]
         self._popular = every[best].astype(np.int32), mean[best].astype(np.float32)
-        self._weights = self._popular[1] / self._popular[1][:1]
+        # All may have faded to nothing where no model says what is popular.
+        self._weights = (mean[best] / max(mean.max(initial=0.0), 1e-300)).astype(np.float32)

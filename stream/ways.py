@@ -41,8 +41,7 @@ class Way:
         asking = Asking(rung, beside, *(() if self.trends is None else self.trends.popular(model)))
         return self.lister.lists(model, clicked, self.k, asking, self.trends)
 
-    def learn(self, work: Sequence[ClickPart], hashes: NDArray[np.uint64], counts: NDArray[np.int64],
-              suspects: Suspects) -> None:  # fmt: skip
-        """Count the clicks of a cycle."""
+    def learn(self, work: Sequence[ClickPart], before: NDArray[np.uint64], suspects: Suspects) -> None:
+        """Count the clicks of a cycle; ``before`` as of :func:`stream.trending.viewed_before`."""
         if self.trends is not None:
-            self.trends.learn_all(work, hashes, counts, suspects)
+            self.trends.learn_all(work, before, suspects)
