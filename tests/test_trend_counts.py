@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from features.hashing import hash_strings
 from features.recommender import Recommender
 from features.ties import TIE_MS
-from features.watermark import BLOCK
+from features.watermark import BLOCK, UNMARKED
 from stream.lane import Tally
 from stream.recommend import RecommendLane
 from stream.settings import Settings
@@ -41,16 +40,21 @@ class Click:
     fraud: bool = False
 
 
-clicks = st.builds(
-    Click,
-    event=st.integers(0, 60).map(lambda n: f"e{n}"),
-    session=st.sampled_from(["s0", "s1", "s2", "s3", "s4", "s5"]),
-    user=st.sampled_from([None, None, "u0", "u1"]),
-    card=st.sampled_from([None, None, None, "c0", "c1"]),
-    item=st.sampled_from(ITEMS),
-    time=st.one_of(st.integers(0, 3 * HALF_MS), st.sampled_from([TIE_MS, 2 * TIE_MS + 5])).map(lambda t: NOON_MS + t),
-    fraud=st.sampled_from([False] * 12 + [True]),
-)
+def random_story(seed: int) -> list[Click]:
+    """Some hundred clicks of few sessions, so that they repeat, return, run long, and are tied to fraud."""
+    rng = np.random.default_rng(seed)
+
+    def one(*choices: Any) -> Any:
+        return choices[rng.integers(len(choices))]
+
+    now = NOON_MS
+    story = []
+    for _ in range(int(rng.integers(1, 300))):
+        now += int(rng.integers(0, HALF_MS // 20)) if rng.random() < 0.995 else one(TIE_MS, TIE_MS // 2)
+        time = now + int(rng.normal(0, HALF_MS / 4)) if rng.random() < 0.3 else now
+        story.append(Click(f"e{rng.integers(80)}", f"s{rng.integers(12)}", one(None, None, "u0", "u1"),
+                           one(None, None, None, "c0", "c1"), one(*ITEMS), time, rng.random() < 0.01))  # fmt: skip
+    return story
 
 
 @dataclass
@@ -122,8 +126,7 @@ def played(story: Sequence[Click], cycle: int) -> tuple[RecommendLane, Naive]:
     worker = replace(plain.worker, ahead_max_s=1e9, degrade=False, session_clicks_max=LONG, session_days=1e6,
                      online_half_life_s=HALF_MS / 1000)  # fmt: skip
     lane = RecommendLane(replace(plain, topics=replace(plain.topics, click_partitions=1), worker=worker))
-    lane.resume(0, {})
-    naive = Naive()
+    naive, state, watermark = Naive(), dict[bytes, bytes](), UNMARKED
     for start in range(0, len(story), cycle):
         part = story[start : start + cycle]
         for click in part:
@@ -133,11 +136,14 @@ def played(story: Sequence[Click], cycle: int) -> tuple[RecommendLane, Naive]:
         records = [Sent("clicks", 0, start + i, (click.user or click.session).encode(), msgspec.json.encode(
             {"event_id": click.event, "event_time": click.time, "session_id": click.session, "user_id": click.user,
              "card_id": click.card, "item_id": click.item})) for i, click in enumerate(part)]  # fmt: skip
-        for _ in range(2):  # the second time as after a failure: nothing of it was applied
-            work = lane.begin({0: {"clicks": records}}, {0: False}, Tally())
-            lane.fill(work, {p: dict.fromkeys(names) for p, names in lane.wanted(work, 1, 0.0).items()}, 0.0)
-            lane.compute(work, SimpleNamespace(version="1", recommender=EMPTY), 1, Tally())
-            assert cycle % 2 or not work or lane._partitions[0].offsets["clicks"] == start + len(part)
+        for _ in range(2 if cycle == 1 else 1):  # the second time as after a failure: nothing of it was applied
+            lane.resume(0, {"clicks": start}, watermark)
+            (work,) = lane.begin({0: {"clicks": records}}, {0: False}, Tally())
+            (names,) = lane.wanted([work], 1, 0.0).values()
+            lane.fill([work], {0: {name: state.get(name) for name in names}}, 0.0)
+            (made,) = lane.compute([work], SimpleNamespace(version="1", recommender=EMPTY), 1, Tally())
+        assert isinstance(made.fields, Mapping)
+        state, watermark = state | dict(made.fields), made.watermark
         for click in part:
             naive.add(click)
     return lane, naive
@@ -157,10 +163,10 @@ def counted(trends: Trends) -> tuple[dict[str, float], dict[tuple[str, str], flo
     return items, steps, float(counts.total[0]) * worth
 
 
-@settings(deadline=None, max_examples=150)
-@given(st.lists(clicks, min_size=1, max_size=200), st.sampled_from([1, 7, 200]))
-def test_what_is_counted_is_what_dictionaries_count(story: list[Click], cycle: int) -> None:
-    lane, naive = played(story, cycle)
+@pytest.mark.parametrize("seed", range(60))
+def test_what_is_counted_is_what_dictionaries_count(seed: int) -> None:
+    story = random_story(seed)
+    lane, naive = played(story, (1, 7, 200)[seed % 3])
     trends = lane._way.trends
     assert trends is not None
     items, steps, total = counted(trends)
@@ -182,8 +188,8 @@ def test_the_stories_hold_what_must_not_count() -> None:
     """A farm of tied cards, sessions and users, and a bot: none of it is counted, what others clicked is."""
     farm = [Click(f"f{n}", f"s{n % 3}", None, "c0", "i1", NOON_MS + n) for n in range(60)]
     farm[0] = replace(farm[0], fraud=True)
-    bot = [Click(f"b{n}", "s4", None, None, f"i{n % 3 + 2}", NOON_MS + n) for n in range(40)]
+    bot = [Click(f"b{n}", "s4", None, None, f"i{2 + n // 20}", NOON_MS + n) for n in range(40)]
     lane, naive = played([*farm, *bot, Click("x", "s5", None, None, "i8", NOON_MS)], 7)
     trends = lane._way.trends
     assert trends is not None and naive.blocked == 60 + 40 - LONG
-    assert set(counted(trends)[0]) == {"i2", "i3", "i4", "i8"}
+    assert set(counted(trends)[0]) == {"i2", "i8"}
