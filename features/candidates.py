@@ -34,10 +34,10 @@ from features.sources import (
     Scratch,
     ask,
     ask_lists,
-    counting_nothing,
     known_items,
 )
 from features.toplist import Floats, Ints, best_first, offer
+from features.uncounted import counting_nothing
 
 _S = len(SOURCES)
 FACTS = ("popularity", "trend", "age_days", "revisited", "idle_days")  # of an item, columns of ``Index.facts``

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _STAMP = "sources.sha256"
-_COMPILED = re.compile(rb"^(?:from|import) numba\b", re.MULTILINE)
+_COMPILED = re.compile(rb"^(?:from|import) (?:numba|features\.uncounted)\b", re.MULTILINE)
 _IMPORTED = re.compile(rb"^from (?:\w+\.)?(\w+) import (?:\(([^)]*)\)|(.*))$", re.MULTILINE)
 
 

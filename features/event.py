@@ -5,14 +5,13 @@ In: columns of operations. Out: feature columns. No state, no IO.
 
 from __future__ import annotations
 
-from numba import njit
-
 from features.kernel import TRANSACTION, Bytes, Floats, Ints
+from features.uncounted import kernel
 
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def event_features(kind: Bytes, time: Ints, values: Floats, categories: Floats, places: Ints, out: Floats
                    ) -> None:  # fmt: skip
     """Fill the leading columns: numeric values, hour of day, day of week, categories."""

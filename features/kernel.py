@@ -28,12 +28,12 @@ and ``f`` are where a row begins in ``ints`` and ``floats``.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from features.bits import lowest_bit, prefetch
 from features.catalogue import NEVER, RING, ROW_INTS, TILES
 from features.labels import emit_run, keep_label, label_entry, take_label_back
+from features.uncounted import kernel, kernel_part
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -49,7 +49,7 @@ _NEWEST = RING - 1  # bit of the newest tile, and what takes a number modulo RIN
 _WINDOW = (1 << (TILES + 1)) - 1  # the tiles of a window: TILES hops and the one that holds its end
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def clear(ints: Ints, i: int, dims: Ints) -> None:
     """Make one row read as an entity without events. Its memory has a life of its own."""
     ints[i] = NEVER
@@ -61,7 +61,7 @@ def clear(ints: Ints, i: int, dims: Ints) -> None:
         ints[i + k] = 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def _visible(tile_map: int, tile: int) -> int:
     """Those bits of a map that a window with its end in ``tile`` reads."""
     behind = (tile_map >> RING) - tile  # tiles by which the end lies before the newest: 0 unless the event is late
@@ -75,7 +75,7 @@ def _visible(tile_map: int, tile: int) -> int:
     return int(bits >> shift << shift) if shift < RING else 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def _moved(tile_map: int, tile: int) -> int:
     """The map after its newest tile has become at least ``tile``."""
     ahead = tile - (tile_map >> RING)
@@ -84,14 +84,14 @@ def _moved(tile_map: int, tile: int) -> int:
     return int(tile << RING | (tile_map & _BITS) >> min(ahead, RING))
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def _expired(ints: Ints, i: int, dims: Ints, time: int) -> bool:
     """Whether an entity had neither event nor label for ``dims[5]`` ms, and so starts anew."""
     newest = max(ints[i], ints[i + 2])
     return bool(newest != NEVER and time - newest > dims[5])
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def forget(ints: Ints, i: int, dims: Ints, mark: int) -> None:
     """Let an entity start anew whose newest event or label lies ``1.5 * dims[5]`` ms before the watermark.
 
@@ -103,7 +103,7 @@ def forget(ints: Ints, i: int, dims: Ints, mark: int) -> None:
         clear(ints, i, dims)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def _add(floats: Floats, p: int, dims: Ints, fresh: bool, values: Floats, v: int) -> None:
     """Add a transaction to its tile at ``p``; ``fresh``: the tile holds nothing yet."""
     cell, squares, largest = dims[6], dims[7], dims[8]
@@ -127,13 +127,13 @@ def _add(floats: Floats, p: int, dims: Ints, fresh: bool, values: Floats, v: int
                 floats[q + largest] = value + 0.0  # as the sum of one value: never -0.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def _add_label(floats: Floats, p: int, fresh: bool, labels: float, frauds: float) -> None:
     floats[p] = labels if fresh else floats[p] + labels
     floats[p + 1] = frauds if fresh else floats[p + 1] + frauds
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def _fold_label(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, hops: Ints, time: int, labels: float,
                 frauds: float) -> None:  # fmt: skip
     start = f + dims[9]
@@ -150,7 +150,7 @@ def _fold_label(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, hops: In
     ints[i + 2] = max(ints[i + 2], time)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def _emit_field(floats: Floats, base: int, stride: int, dims: Ints, k: int, tile_map: int, seen: int, value: float,
                 columns: Ints, c: int, out: Floats, o: int) -> float:  # fmt: skip
     """The statistics of field k over the tiles ``seen``; ``base`` is the tile at position 0. Returns their count."""
@@ -195,7 +195,7 @@ def _emit_field(floats: Floats, base: int, stride: int, dims: Ints, k: int, tile
     return count
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def _emit_count(floats: Floats, base: int, stride: int, tile_map: int, seen: int) -> float:
     count, first = 0.0, (tile_map >> RING) - _NEWEST
     while seen != 0:
@@ -204,7 +204,7 @@ def _emit_count(floats: Floats, base: int, stride: int, tile_map: int, seen: int
     return count
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def _emit_labels(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, hops: Ints, time: int, columns: Ints,
                  out: Floats, o: int) -> None:  # fmt: skip
     for w in range(dims[1]):
@@ -222,7 +222,7 @@ def _emit_labels(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, hops: I
         out[o + columns[w, 1]] = frauds / labels if labels > 0.0 else np.nan
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def _transaction(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, hops: Ints, label_hops: Ints, time: int,
                  values: Floats, v: int, emits: bool, folds: bool, count_columns: Ints, field_columns: Ints,
                  label_columns: Ints, time_columns: Ints, run_columns: Ints, out: Floats, o: int) -> None:  # fmt: skip
@@ -263,7 +263,7 @@ def _transaction(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, hops: I
             ints[i + ROW_INTS + w] = tile_map
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def _approach(ints: Ints, floats: Floats, row: int, dims: Ints, transaction: bool) -> None:
     """Begin to load a row that comes up soon: rows lie far apart in memory, and one waits long for each."""
     for k in range(row * dims[10], row * dims[10] + ROW_INTS + dims[0] + dims[1], LINE):
@@ -276,7 +276,7 @@ def _approach(ints: Ints, floats: Floats, row: int, dims: Ints, transaction: boo
         prefetch(floats, k)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def fold(kind: Bytes, time: Ints, marks: Ints, values: Floats, slots: Ints, views: Ints, repeat: Bytes,
          label_moves: Ints, ints: Ints, floats: Floats, dims: Ints, hops: Ints, label_hops: Ints, count_columns: Ints,
          field_columns: Ints, label_columns: Ints, time_columns: Ints, run_columns: Ints, places: Ints, out: Floats
@@ -341,7 +341,7 @@ def fold(kind: Bytes, time: Ints, marks: Ints, values: Floats, slots: Ints, view
                 keep_label(ints, i + dims[10], dims[13], label_entry(time[n], frauds, label_moves[n, 4]))
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def _merge_tile(floats: Floats, p: int, q: int, dims: Ints, label: bool, fresh: bool) -> None:
     """Add the tile at ``q`` to the one at ``p``; ``fresh``: that one holds nothing yet."""
     width = 2 if label else 1 + dims[2] * dims[6]
@@ -354,7 +354,7 @@ def _merge_tile(floats: Floats, p: int, q: int, dims: Ints, label: bool, fresh: 
             floats[p + k] += floats[q + k]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def merge(ints: Ints, floats: Floats, rows: Ints, view: int, dims: Ints) -> None:
     """Make row ``view`` the sum of ``rows`` (shards of one entity): counts and sums add, times and maxima extend.
 

@@ -16,10 +16,10 @@ eight together. A label that had to go is not found again when others are taken 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from features.catalogue import LEVEL_STEPS
+from features.uncounted import kernel_part
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -28,13 +28,13 @@ LEVEL = FRAUD - 1
 TIME = 9  # bits below the time
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def label_entry(time: int, fraud: int, level: int) -> int:
     """A label as it is kept."""
     return int(time << TIME | (FRAUD | level if fraud > 0 else 0))
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def keep_label(ints: Ints, end: int, kept: int, entry: int) -> None:
     """Put a label among the ``kept`` integers before ``end``."""
     start = end - kept
@@ -63,7 +63,7 @@ def keep_label(ints: Ints, end: int, kept: int, entry: int) -> None:
         k -= 1
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def take_label_back(ints: Ints, end: int, kept: int, entry: int) -> None:
     """Remove a label, if it is still kept."""
     start, k = end - kept, end - 1
@@ -77,7 +77,7 @@ def take_label_back(ints: Ints, end: int, kept: int, entry: int) -> None:
     ints[start] = 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def emit_run(ints: Ints, end: int, dims: Ints, time: int, columns: Ints, out: Floats, o: int) -> None:
     """Write the columns of a transaction at ``time``; labels older than the expiry are none."""
     if columns[0] < 0:

@@ -23,10 +23,10 @@ from features.sources import (
     Index,
     Longs,
     Scratch,
-    counting_nothing,
     known_items,
 )
 from features.toplist import Floats, Ints
+from features.uncounted import counting_nothing
 
 (VIEWED_AFTER, IN_SESSION, POPULAR, POPULAR_IN, NEW_IN, BOOSTED, DEMOTED, FRESH, OFFERED) = range(9)
 LEFT_OUT = 4  # items told for each list that a cap kept out

@@ -11,15 +11,15 @@ three times before the watermark.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from features.bits import prefetch
 from features.catalogue import MEMORY_FLOATS, MEMORY_INTS, ROW_INTS, USUAL_FLOATS
 from features.kernel import AHEAD, LINE, TRANSACTION, Bytes, Floats, Ints
+from features.uncounted import kernel
 from features.usual import usual
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _find(ints: Ints, start: int, size: int, wanted: int) -> int:
     """The last of ``size`` cells that holds ``wanted``, or -1. Without a way out it compares several at once."""
     found = -1
@@ -28,7 +28,7 @@ def _find(ints: Ints, start: int, size: int, wanted: int) -> int:
     return found
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _count(ints: Ints, start: int, size: int, wanted: int) -> int:
     found = 0
     for value in ints[start : start + size]:
@@ -36,7 +36,7 @@ def _count(ints: Ints, start: int, size: int, wanted: int) -> int:
     return found
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _push(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, event_hash: int, time: int, level: int) -> int:
     """Put an event into the memory, over the oldest when it is full; returns its position."""
     memory, start = dims[3], i + ROW_INTS + dims[0] + dims[1]
@@ -56,7 +56,7 @@ def _push(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, event_hash: in
     return int(head)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def recall(kind: Bytes, time: Ints, marks: Ints, event_hash: Ints, values: Floats, fraud: Bytes, slots: Ints,
            others: Ints, ints: Ints, floats: Floats, dims: Ints, memory_columns: Ints, usual_columns: Ints,
            repeat: Bytes, position: Ints, label_moves: Ints, missed: Bytes, decided: Floats, places: Ints,
@@ -163,7 +163,7 @@ def recall(kind: Bytes, time: Ints, marks: Ints, event_hash: Ints, values: Float
             ints[start + 3 * memory + found] = time[n]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def remember(kind: Bytes, event_hash: Ints, slots: Ints, repeat: Bytes, position: Ints, decided: Floats, ints: Ints,
              floats: Floats, dims: Ints, score: Floats, anomaly: Floats, action: Bytes) -> None:  # fmt: skip
     """Write each decision into the memory, and give a repeat the decision of the first.

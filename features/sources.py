@@ -11,19 +11,17 @@ occurrences of an item as they were kept when the model was fitted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from features.toplist import Floats, Ints, offer
+from features.uncounted import counting_nothing
 
 Longs = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
 Doubles = NDArray[np.float64]
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 CLICKS = 20  # of a session, the newest, are looked at
 VARIANTS = 3  # of nearest neighbours
@@ -37,12 +35,6 @@ NEAREST, QUERY_DECAY = range(2)  # columns of ``Index.variants``
 LINEAR_DECAY, TRANSITION_DECAY, MATCH_MAX, MATCH_BASE, LIST, CUT, EXCLUDE_CURRENT = range(7)  # of ``Index.settings``
 NOTHING, UNKNOWN = -1, -2  # what stands between sessions; what the catalogue does not hold
 _TINY = np.float32(1e-30)  # a weight that underflowed to 0 would look like an entry never touched
-
-
-def counting_nothing(function: _Function) -> _Function:
-    """Compile what makes no array. Else numba counts references to every array of a tuple that is passed on: dozens."""
-    options: Any = {"cache": True, "nogil": True, "_nrt": False}
-    return cast(_Function, njit(**options)(function))
 
 
 class Index(NamedTuple):

@@ -13,10 +13,10 @@ comes into money is still followed.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from features.catalogue import LEVEL_MAX, LEVEL_STEPS, USUAL_FLOATS
+from features.uncounted import kernel_part
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -26,7 +26,7 @@ _SHARE, _DEVIATIONS = 1.75, 3.0
 _FLOOR = 0.1  # share of the mean's size that is added to a deviation: cards that always pay the same have none
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def usual(values: Floats, v: int, time: int, floats: Floats, u: int, fields: int, folds: bool, columns: Ints,
           out: Floats, o: int) -> int:  # fmt: skip
     """Write the columns of a transaction, then fold it if it is no repeat; returns its level.

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
-from features.compiled import forget_stale
+from numba.core.dispatcher import Dispatcher
+
+import features
+from features.compiled import _that_count, forget_stale
 
 
 def _package(folder: Path) -> Path:
@@ -42,3 +46,14 @@ def test_a_package_that_cannot_be_written_is_left_alone(tmp_path: Path) -> None:
     (package / "__pycache__").write_text("a file where a directory should be")
     assert forget_stale(package)
     assert (package / "__pycache__").is_file()
+
+
+def test_every_source_that_holds_a_compiled_function_counts() -> None:
+    sources = {source.stem: source.read_bytes() for source in Path(features.__path__[0]).glob("*.py")}
+    modules = [importlib.import_module(f"features.{name}") for name in sources if name != "__init__"]
+    compiled = {
+        module.__name__.rpartition(".")[2]
+        for module in modules
+        if any(isinstance(f, Dispatcher) and f.py_func.__module__ == module.__name__ for f in vars(module).values())
+    }
+    assert {"kernel", "event", "sources"} <= compiled <= _that_count(sources)

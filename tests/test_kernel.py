@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features import engine
+from features import engine, event, kernel, labels, memory, usual
 from features.catalogue import Feature, build_catalogue
 from features.codec import encode_rows
 from tests.oracle import exact, tiles
@@ -203,3 +203,10 @@ def test_a_label_of_a_forgotten_transaction_counts_once_and_says_so() -> None:
     assert engine.fold(run.catalogue, run.tables, columns).missed.tolist() == [1, 0]
     x, _, _ = run.feed([card("e5", 20)])
     assert x[0, COLUMNS["card_fraud_count_1h"]] == 2.0
+
+
+@pytest.mark.parametrize("module", [event, kernel, labels, memory, usual], ids=lambda module: module.__name__)
+def test_no_compiled_function_of_an_operation_counts_references(module: Any) -> None:
+    found = {name: value.targetoptions for name, value in vars(module).items() if hasattr(value, "targetoptions")}
+    assert found
+    assert [name for name, options in found.items() if options.get("_nrt") is not False] == []
