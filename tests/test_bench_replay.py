@@ -79,7 +79,7 @@ def test_a_column_that_pandas_does_not_make_is_noticed(made: Any) -> None:
 
 
 def test_the_row_says_both_ratios_and_what_they_were_measured_on(tmp_path: Path) -> None:
-    found = measure(quick=True, file=tmp_path / "absent.parquet", rounds=1)
+    found = measure(True, file=tmp_path / "absent.parquet", rounds=1)
     (turn,) = found["rounds"]
     assert turn["pandas_s"] > turn["pandas_windows_s"] > 0
     assert found["ratio"] >= found["ratio_windows"] > 0
