@@ -13,23 +13,10 @@ import msgspec
 import numpy as np
 
 from features.candidates import fill_up
-from features.last_filter import (
-    BOOSTED,
-    DEMOTED,
-    FRESH,
-    IN_SESSION,
-    LEFT_OUT,
-    NEW_IN,
-    OFFERED,
-    POPULAR,
-    POPULAR_IN,
-    VIEWED_AFTER,
-    Asked,
-    Filled,
-    Found,
-    Rules,
-    fill_lists,
-)
+from features.last_filter import fill_lists
+from features.list_gate import LEFT_OUT, Asked, Filled, Found, Rules
+from features.list_reasons import NAMES, OF_CATEGORY, OF_ITEM, POPULAR, VIEWED_AFTER
+from features.list_reasons import PLAIN as PLAIN_WORDS
 from features.messages import LeftOut, RecommendationReason, RecommendedItem
 from features.recommender import Recommender
 from features.rungs import PLAIN, Asking, Rung
@@ -38,10 +25,6 @@ from features.shelf import Shelf
 from features.sources import EXCLUDE_CURRENT, Hashes, Longs
 from features.toplist import Floats, Ints
 
-REASONS: dict[int, RecommendationReason] = {
-    VIEWED_AFTER: "viewed_after", IN_SESSION: "in_session", POPULAR: "popular", POPULAR_IN: "popular_in",
-    NEW_IN: "new_in", BOOSTED: "boosted", DEMOTED: "demoted", FRESH: "fresh", OFFERED: "offered",
-}  # fmt: skip
 _POOL = 4096
 _TEXTS_MAX = 200_000  # kept; a text is made in about a microsecond
 
@@ -76,7 +59,8 @@ class Lists:
 class Moving(Protocol):
     """What moves candidates between refits, see :mod:`stream.trending`; its places beyond n are slots of its own."""
 
-    def blend(self, model: Recommender, viewed: Hashes, items: Ints, scores: Floats, sizes: Ints) -> None: ...
+    def blend(self, model: Recommender, viewed: Hashes, items: Ints, scores: Floats, sizes: Ints, reasons: Ints
+              ) -> None: ...  # fmt: skip
     def hashes_of(self, slots: Longs) -> Hashes: ...
     def item_id(self, model: Recommender, place: int) -> str: ...
 
@@ -109,15 +93,12 @@ class Lister:
             # What is popular has to be there already, so that a trend has to be stronger than that.
             limit = min(k, items.shape[1])
             short = np.flatnonzero(sizes < limit)
-            before = items[short]
             if len(short):
+                reasons[short] = np.where(np.arange(items.shape[1]) < sizes[short, None], VIEWED_AFTER, POPULAR)
                 excluded = model.numbers_of(clicked.viewed) if hide else np.full(len(sizes), -1, np.int32)
                 fill_up(limit, excluded, how.popular, how.weights, model.popularity, items, scores, sizes)
-            trends.blend(model, clicked.viewed, items, scores, sizes)
-            if len(short):
-                sizes[short] = np.minimum(sizes[short], limit)
-                known = (items[short, :, None] == before[:, None, :]).any(2)
-                reasons[short] = np.where(known, VIEWED_AFTER, POPULAR)
+            trends.blend(model, clicked.viewed, items, scores, sizes, reasons)
+            sizes[short] = np.minimum(sizes[short], limit)
         with shelf.lock:
             self._strangers = {}
             if trends is not None:
@@ -237,20 +218,17 @@ class Lister:
 
     def _stands_on(self, model: Recommender, code: int, place: int) -> int:
         """What a reason stands on besides an item of the session: a category's code, or nothing."""
-        if code in (POPULAR, OFFERED, FRESH, VIEWED_AFTER):
-            return -1
-        return self.shelf.category_code(self._slot(model, place))
+        return self.shelf.category_code(self._slot(model, place)) if code in OF_CATEGORY else -1
 
     def _reason(self, model: Recommender, code: int, on: int) -> tuple[RecommendationReason, str | None, str]:
-        name = REASONS[code]
-        if code in (VIEWED_AFTER, IN_SESSION) and on >= 0:
+        name = NAMES[code]
+        if on >= 0 and code in OF_ITEM:
             id_ = model.item_id(on)
-            shown = self.shelf.title(id_) or id_
-            return name, id_, f"often viewed after {shown}" if code == VIEWED_AFTER else "viewed in this session"
-        if on >= 0 and code not in (VIEWED_AFTER, IN_SESSION):
+            return name, id_, OF_ITEM[code].format(self.shelf.title(id_) or id_)
+        if on >= 0:
             category = self.shelf.categories[on]
-            return name, category, _IN_WORDS[code] + category
-        return name, None, _PLAIN_WORDS[code]
+            return name, category, OF_CATEGORY[code] + category
+        return name, None, PLAIN_WORDS[code]
 
     def _slot(self, model: Recommender, place: int) -> int:
         if place >= model.items:
@@ -267,9 +245,3 @@ class Lister:
 
 def _no_title(item_id: str) -> None:
     """Of an empty shelf."""
-
-
-_IN_WORDS = {POPULAR_IN: "popular in ", NEW_IN: "new in ", BOOSTED: "boosted: ", DEMOTED: "demoted: "}
-_PLAIN_WORDS = {VIEWED_AFTER: "often viewed with it", IN_SESSION: "viewed in this session", POPULAR: "popular now",
-                OFFERED: "in the catalogue", POPULAR_IN: "popular in its category", NEW_IN: "new",
-                BOOSTED: "boosted", DEMOTED: "demoted", FRESH: "newly available"}  # fmt: skip

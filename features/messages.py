@@ -26,7 +26,16 @@ CLICK_ACTIONS: tuple[ClickAction, ...] = ("view", "cart", "buy")
 Degraded = Literal["fewer", "neighbours", "popular"]  # rungs below the full answer
 
 RecommendationReason = Literal[
-    "viewed_after", "in_session", "popular", "popular_in", "new_in", "boosted", "demoted", "fresh", "offered"
+    "viewed_after",
+    "in_session",
+    "trending",
+    "popular",
+    "popular_in",
+    "new_in",
+    "boosted",
+    "demoted",
+    "fresh",
+    "offered",
 ]
 Variant = Literal["A", "B"]
 

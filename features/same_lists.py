@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from features.last_filter import Filled
+from features.list_gate import Filled
 from features.sources import Longs
 
 

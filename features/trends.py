@@ -18,6 +18,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from features.list_reasons import POPULAR, TRENDING, VIEWED_LIVE
 from features.sources import Hashes, Longs
 from features.toplist import Floats, Ints
 
@@ -141,26 +142,29 @@ def scale_down(factor: float, counts: Counts) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _add(place: int, gain: float, size: int, items: Ints, scores: Floats) -> int:
-    """Add to the score of a place, which may be new to the list; the new size."""
+def _add(place: int, gain: float, reason: int, size: int, items: Ints, scores: Floats, reasons: Ints) -> int:
+    """Add to the score of a place, which may be new to the list; the new size. The reason says more than popularity."""
     for t in range(size):
         if items[t] == place:
             scores[t] += gain
+            if reasons[t] == POPULAR:
+                reasons[t] = reason
             return size
     if size < len(items):
-        items[size], scores[size] = place, gain
+        items[size], scores[size], reasons[size] = place, gain, reason
         return size + 1
     least = size - 1
     for t in range(size):
         least = t if scores[t] < scores[least] else least
     if gain > scores[least]:
-        items[least], scores[least] = place, gain
+        items[least], scores[least], reasons[least] = place, gain, reason
     return size
 
 
 @njit(cache=True, nogil=True)
 def blend(viewed: Hashes, excluded: Ints, counts: Counts, places: Ints, now: float, prior: float, lifted: Ints,
-          lifts: Floats, popular: Ints, shares: Floats, items: Ints, scores: Floats, sizes: Ints) -> None:  # fmt: skip
+          lifts: Floats, popular: Ints, shares: Floats, items: Ints, scores: Floats, sizes: Ints, reasons: Ints
+          ) -> None:  # fmt: skip
     """Blend the counts into m lists of candidates, which stay in order.
 
     Parameters
@@ -177,13 +181,15 @@ def blend(viewed: Hashes, excluded: Ints, counts: Counts, places: Ints, now: flo
         What is wanted now, best first, for lists that hold nothing.
     items, scores, sizes : int32[m, c], float32[m, c], int32[m]
         The lists: places and shares, best first, ``sizes[i]`` of them.
+    reasons : int32[m, c]
+        Why each item is there, see :mod:`features.list_reasons`; those of what is new are written.
     """
     for i in range(len(viewed)):
-        size, row, own = sizes[i], items[i], scores[i]
+        size, row, own, why = sizes[i], items[i], scores[i], reasons[i]
         if size == 0:
             for p in range(len(popular)):
                 if size < len(row) and popular[p] != excluded[i]:
-                    row[size], own[size] = popular[p], shares[p]
+                    row[size], own[size], why[size] = popular[p], shares[p], POPULAR
                     size += 1
         else:
             slot = slot_of(viewed[i], counts.items)
@@ -196,10 +202,10 @@ def blend(viewed: Hashes, excluded: Ints, counts: Counts, places: Ints, now: flo
                     follower = slot_of(counts.after[slot, j], counts.items) if counts.after[slot, j] != 0 else -1
                     if follower >= 0 and places[follower] >= 0 and places[follower] != excluded[i]:
                         gain = counts.after_weight[slot, j] * now / (prior + steps)
-                        size = _add(places[follower], gain, size, row, own)
+                        size = _add(places[follower], gain, VIEWED_LIVE, size, row, own, why)
             for p in range(len(lifted)):
                 if lifted[p] != excluded[i]:
-                    size = _add(lifted[p], lifts[p], size, row, own)
+                    size = _add(lifted[p], lifts[p], TRENDING, size, row, own, why)
         order = np.argsort(-own[:size], kind="mergesort")
-        row[:size], own[:size] = row[:size][order], own[:size][order]
+        row[:size], own[:size], why[:size] = row[:size][order], own[:size][order], why[:size][order]
         sizes[i] = size

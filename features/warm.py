@@ -132,8 +132,9 @@ def _warm_recommender() -> None:
     counts = Counts.empty()
     count_clicks(one, one, one, np.ones(1), counts, np.zeros(1, np.int64))
     scale_down(0.5, counts)
-    blend(one, zero, counts, np.full(len(counts.items), -1, np.int32), 1.0, 1.0, zero, weights, zero, weights,
-          np.zeros((1, 1), np.int32), np.zeros((1, 1), np.float32), np.ones(1, np.int32))  # fmt: skip
+    places, room = np.full(len(counts.items), -1, np.int32), np.zeros((1, 1), np.int32)
+    blend(one, zero, counts, places, 1.0, 1.0, zero, weights, zero, weights, room, np.zeros((1, 1), np.float32),
+          np.ones(1, np.int32), room.copy())  # fmt: skip
     asked = Clicked(one.reshape(1, 1), np.ones(1, np.int64), np.zeros(1, np.int64), one)
     for rung in Rung:
         Lister(Shelf()).lists(model, asked, 1, Asking(rung))

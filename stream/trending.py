@@ -147,7 +147,8 @@ class Trends:
         """What a weight is worth now, in visitors."""
         return math.exp2(-(self._now_ms - self._from_ms) / self._half_ms)
 
-    def blend(self, model: Recommender, viewed: Hashes, items: Ints, scores: Floats, sizes: Ints) -> None:
+    def blend(self, model: Recommender, viewed: Hashes, items: Ints, scores: Floats, sizes: Ints, reasons: Ints
+              ) -> None:  # fmt: skip
         """Blend what is wanted now into candidate lists, see :func:`features.trends.blend`."""
         if not self._ids:
             return
@@ -155,7 +156,7 @@ class Trends:
         numbers = model.numbers_of(viewed)
         excluded = numbers if model.settings[EXCLUDE_CURRENT] else np.full(len(viewed), -1, np.int32)
         blend(viewed, excluded, self._counts, self._places, self._worth, STEP_VISITORS, *self._lifted, *self._popular,
-              items, scores, sizes)  # fmt: skip
+              items, scores, sizes, reasons)  # fmt: skip
 
     def popular(self, model: Recommender) -> tuple[Ints, Floats]:
         """What is wanted now, best first, as :class:`features.rungs.Asking` takes it."""
@@ -185,7 +186,7 @@ class Trends:
         mean = (POPULAR_VISITORS * own + visitors) / (POPULAR_VISITORS + total)
         lift = np.where(visitors >= _LIFT_VISITORS, mean - own, 0.0)
         best = np.argsort(-lift, kind="stable")[:_LIFTED]
-        best = best[lift[best] > 0]
+        best = best[lift[best] > 0] if n else best[:0]  # without a model all is wanted more than it knows
         self._lifted = places[best], (lift[best] * _LIFT).astype(np.float32)
         known = np.setdiff1d(np.arange(min(n, _POPULAR), dtype=np.int32), places)
         every = np.concatenate([places, known])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from features.decode import ClickBatch
 from features.hashing import hash_strings
 from features.item_records import Gone, ItemFacts
-from features.last_filter import LEFT_OUT, Filled
+from features.list_gate import LEFT_OUT, Filled
 from features.listing import Clicked, Lister, Lists
 from features.messages import Degraded, LeftOut, RecommendedItem
 from features.recommender import Recommender

@@ -24,7 +24,7 @@ from tests.sessions import checkerboard, fitted
 from tests.test_lane import Sent
 
 NOON_MS = 1_700_000_400_000
-MINUTE_MS, HALF_LIFE_S = 60_000, 1800.0
+MINUTE_MS, HOUR_MS, HALF_LIFE_S = 60_000, 3_600_000, 1800.0
 Click = tuple[str, str, int]  # session, item, time
 
 
@@ -48,6 +48,7 @@ class Played:
         self.lane.resume(0, {})
         self._served = SimpleNamespace(version="000001", recommender=model)
         self._offset = 0
+        self.answers: list[dict[str, Any]] = []  # to the clicks that were sent last
 
     def send(self, clicks: list[Click], card: str | None = None) -> list[list[str]]:
         """The lists after clicks, all of one card."""
@@ -62,8 +63,8 @@ class Played:
         work = lane.begin({0: {"clicks": records}}, {0: False}, Tally())
         lane.fill(work, {p: dict.fromkeys(names) for p, names in lane.wanted(work, 1, 0.0).items()}, 0.0)
         (produced,) = lane.compute(work, self._served, 1, Tally())
-        given = [msgspec.json.decode(value) for _, value in produced.messages["recommendations"]]
-        return [[item["item_id"] for item in answer["items"]] for answer in given]
+        self.answers = [msgspec.json.decode(value) for _, value in produced.messages["recommendations"]]
+        return [[item["item_id"] for item in answer["items"]] for answer in self.answers]
 
 
 def quiet(start_ms: int, minutes: int, name: str = "quiet") -> list[Click]:
@@ -95,6 +96,32 @@ def test_an_item_that_trends_at_noon_is_recommended_at_five_past(model: Recommen
     assert item in lists[1][:3], "to those of whom nothing is known"
     assert item in lists[2], "and to everybody"
     assert all(len(set(found)) == len(found) == 8 for found in lists)
+
+
+@pytest.mark.parametrize("item", ["new here", "g3-4"])  # unknown to the model, and known to it
+def test_each_item_says_truthfully_how_live_clicks_brought_it_here(model: Recommender, item: str) -> None:
+    played = Played(model)
+    played.send(quiet(NOON_MS - HOUR_MS, 20))
+    played.send(rush(item, NOON_MS))
+    later = NOON_MS + 6 * MINUTE_MS
+    played.send([("a", "g0-0", later), ("b", "g1-1", later), ("c", "unheard", later)])
+    after, elsewhere, cold = ({shown["item_id"]: shown for shown in answer["items"]} for answer in played.answers)
+    assert (after[item]["reason"], after[item]["because"]) == ("viewed_after", "g0-0")
+    assert after[item]["text"] == "often viewed after g0-0"
+    assert (elsewhere[item]["reason"], elsewhere[item]["because"]) == ("trending", None)
+    assert elsewhere[item]["text"] == "trending now"
+    assert cold[item]["reason"] == "trending"
+    others = [shown for id_, shown in elsewhere.items() if id_.startswith("g1")]
+    assert others and all(shown["reason"] == "viewed_after" for shown in others)
+
+
+def test_after_an_item_that_no_model_knows_live_clicks_say_what_was_viewed(model: Recommender) -> None:
+    played = Played(model)
+    played.send(rush("next", NOON_MS, after="unheard"))
+    played.send([("a", "unheard", NOON_MS + 6 * MINUTE_MS)])
+    (first, *_) = played.answers[0]["items"]
+    assert (first["item_id"], first["reason"], first["because"]) == ("next", "viewed_after", None)
+    assert first["text"] == "often viewed after it"
 
 
 def test_what_trended_fades(model: Recommender) -> None:
