@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from features.hashing import pack
 from features.messages import ID_BYTES_MAX
+from features.uncounted import counting_nothing
 
 _U8 = NDArray[np.uint8]
 _Ints = NDArray[np.int64]
@@ -41,7 +42,7 @@ def _skip(data: _U8, at: int, end: int) -> int:
     return at
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _text_end(data: _U8, at: int, end: int) -> int:
     """Where the text that begins at ``at`` has its closing quote; -1 if it is not plain."""
     while at < end:
@@ -54,14 +55,14 @@ def _text_end(data: _U8, at: int, end: int) -> int:
     return -1
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _digits_end(data: _U8, at: int, end: int) -> int:
     while at < end and _ZERO <= data[at] <= _NINE:
         at += 1
     return at
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _integer(data: _U8, start: int, end: int) -> int:
     value = 0
     for at in range(start, end):
@@ -69,7 +70,7 @@ def _integer(data: _U8, start: int, end: int) -> int:
     return value
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _integer_end(data: _U8, at: int, end: int) -> int:
     """Where the JSON integer without a sign at ``at`` ends; -1 if there is none or it is too long."""
     stop = _digits_end(data, at, end)
@@ -80,14 +81,14 @@ def _integer_end(data: _U8, at: int, end: int) -> int:
     return stop
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _two(data: _U8, at: int) -> int:
     """Two digits as a number; -1 if they are none."""
     a, b = int(data[at]) - _ZERO, int(data[at + 1]) - _ZERO
     return a * 10 + b if 0 <= a <= 9 and 0 <= b <= 9 else -1
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _moment_ms(data: _U8, at: int, end: int) -> int:
     """Epoch ms of ``YYYY-MM-DDTHH:MM:SS``, 3, 6 or no digits of a fraction, and Z or +00:00; -1 if it is not that."""
     size = end - at
@@ -125,7 +126,7 @@ def _moment_ms(data: _U8, at: int, end: int) -> int:
     return int(((days * 24 + hour) * 60 + minute) * 60_000 + second * 1000 + millis)
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _number(data: _U8, at: int, end: int, out: _Floats, field: int, record: int) -> int:
     """Read a JSON number into ``out[field, record]``; returns where it ends, -1 if it is not plain."""
     negative = at < end and data[at] == _MINUS
@@ -149,7 +150,7 @@ def _number(data: _U8, at: int, end: int, out: _Floats, field: int, record: int)
     return stop
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _same(data: _U8, at: int, end: int, words: _U8, start: int, stop: int) -> bool:
     """Whether ``data`` goes on with ``words[start:stop]`` at ``at``. No slices: each would count references."""
     if end - at < stop - start:
@@ -160,7 +161,7 @@ def _same(data: _U8, at: int, end: int, words: _U8, start: int, stop: int) -> bo
     return True
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _field(data: _U8, start: int, end: int, names: _U8, bounds: _Ints, guess: int) -> int:
     """Which field has this name; -1 if none. Messages of one producer name their fields in one order: try the next."""
     fields = len(bounds) - 1
@@ -177,7 +178,7 @@ def _field(data: _U8, start: int, end: int, names: _U8, bounds: _Ints, guess: in
 _WORDS = np.frombuffer(bytearray(b"nulltruefalse"), np.uint8)
 
 
-@njit(cache=True, nogil=True)
+@counting_nothing
 def _value(data: _U8, at: int, end: int, kind: int, id_bytes_max: int, starts: _Ints, ends: _Ints, times: _Ints,
            numbers: _Floats, field: int, record: int) -> int:  # fmt: skip
     """Read one value of a kind into ``[field, record]``; returns where it ends, -1 if the scanner is not sure."""
