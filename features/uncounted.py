@@ -1,7 +1,7 @@
 """Compiled functions that make no arrays, and so count no references to them.
 
 Else numba counts references to every array of every call that it inlines, and of each that stands in a tuple: dozens
-of atomic additions for each operation, which took more than half of the kernel's time.
+of atomic additions for each operation, which took a third of the kernel's time and more.
 """
 
 from __future__ import annotations
