@@ -12,21 +12,13 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from features.described import describe
 from features.sources import (
-    BEFORE,
-    BIGRAM,
     COLUMNS,
     CUT,
-    DIRECT,
     EXCLUDE_CURRENT,
-    LINEAR,
-    LINEAR_BEFORE,
-    LINEAR_NOW,
     LIST,
-    NOW,
     SOURCES,
-    TRANSITIONS,
-    VOTERS,
     Doubles,
     Hashes,
     Index,
@@ -40,21 +32,6 @@ from features.toplist import Floats, Ints, best_first, offer
 from features.uncounted import counting_nothing
 
 _S = len(SOURCES)
-FACTS = ("popularity", "trend", "age_days", "revisited", "idle_days")  # of an item, columns of ``Index.facts``
-_F = len(FACTS)
-FEATURES = (
-    *(f"share_{name}" for name in SOURCES),
-    *(f"rank_{name}" for name in SOURCES),
-    *(f"part_{name}" for name in SOURCES),
-    "linear", "linear_now", "linear_before", "transitions", "now", "before",
-    "rank_sum", "rank_best", "rank_union", "sources",
-    "direct", "bigram", "bigram_support", "voters", "lift",
-    "last_seen", "times_seen", "session_length", "session_repeats", "current_times", "certainty",
-    *(f"item_{name}" for name in FACTS),
-    "current_popularity", "current_revisited",
-)  # fmt: skip
-WIDTH = len(FEATURES)
-_UNRANKED = 200.0  # the rank of an item that a source does not name
 
 
 @counting_nothing
@@ -93,75 +70,6 @@ def _cut(count: int, index: Index, scratch: Scratch) -> int:
             size = offer(list_scores, list_items, limit, size, float(total), touched[t])
     best_first(list_scores, list_items, size)
     return size
-
-
-@counting_nothing
-def _describe(length: int, found: int, size: int, index: Index, scratch: Scratch, x: Doubles) -> None:
-    """Write the features of the candidates, see :data:`FEATURES`, one row each."""
-    tops, sums = scratch.tops, scratch.sums
-    for source in range(_S):
-        tops[source] = sums[source] = 0.0
-    scores, ranks, slots, raw, facts = scratch.scores, scratch.ranks, scratch.slots, scratch.raw, index.facts
-    list_scores, list_items, popularity = scratch.list_scores, scratch.list_items, index.popularity
-    for t in range(size):
-        item = list_items[t]
-        for source in range(_S):
-            sums[source] += scores[item, source]
-            tops[source] = max(tops[source], scores[item, source])
-    current = raw[0] if length else -1
-    current_times, certainty = 0, np.float32(0.0)
-    for age in range(length):
-        current_times += raw[age] == current
-    for t in range(size):
-        certainty = max(certainty, scores[list_items[t], DIRECT])
-    followed, followed_two = np.float32(scratch.counts[0]), np.float32(scratch.counts[1])
-    for t in range(size):
-        item = list_items[t]
-        at, best, names = 3 * _S, _UNRANKED, 0
-        for source in range(_S):
-            score, rank = scores[item, source], ranks[slots[item], source]
-            x[t, source] = score / tops[source] if tops[source] > 0.0 else np.float32(0.0)
-            x[t, _S + source] = rank if rank >= 0 else _UNRANKED
-            x[t, 2 * _S + source] = score / sums[source] if sums[source] > 0.0 else np.float32(0.0)
-            if rank >= 0:
-                best = min(best, rank)
-                names += 1
-        x[t, at] = scores[item, LINEAR]
-        x[t, at + 1] = scores[item, LINEAR_NOW]
-        x[t, at + 2] = scores[item, LINEAR_BEFORE]
-        x[t, at + 3] = scores[item, TRANSITIONS]
-        x[t, at + 4] = scores[item, NOW]
-        x[t, at + 5] = scores[item, BEFORE]
-        at += 6
-        x[t, at] = list_scores[t]
-        x[t, at + 1] = best
-        x[t, at + 2] = t
-        x[t, at + 3] = names
-        at += 4
-        direct = scores[item, DIRECT] / followed if followed > 0.0 else np.float32(np.nan)
-        x[t, at] = direct
-        x[t, at + 1] = scores[item, BIGRAM] / followed_two if followed_two > 0.0 else np.float32(np.nan)
-        x[t, at + 2] = min(followed_two, np.float32(30.0))
-        x[t, at + 3] = scores[item, VOTERS]
-        x[t, at + 4] = direct / popularity[item]
-        at += 5
-        last, times = -1, 0
-        for age in range(length):
-            if raw[age] == item:
-                times += 1
-                last = age if last < 0 else last
-        x[t, at] = last if last >= 0 else np.nan
-        x[t, at + 1] = times
-        x[t, at + 2] = length
-        x[t, at + 3] = length - found
-        x[t, at + 4] = current_times
-        x[t, at + 5] = certainty / followed if followed > 0.0 else np.float32(np.nan)
-        at += 6
-        for fact in range(_F):
-            x[t, at + fact] = facts[item, fact]
-        at += _F
-        x[t, at] = facts[current, 0] if current >= 0 else np.float32(np.nan)
-        x[t, at + 1] = facts[current, 3] if current >= 0 else np.float32(np.nan)
 
 
 @counting_nothing
@@ -206,7 +114,7 @@ def candidates(hashes: Hashes, counts: Longs, index: Index, scratch: Scratch, it
         size = _cut(count, index, scratch)
         start = bounds[i]
         bounds[i + 1] = start + size
-        _describe(length, found, size, index, scratch, x[start : start + size])
+        describe(length, found, size, index, scratch, x[start : start + size])
         _put(start, size, scratch, items, rank_sums)
         _leave(count, scratch)
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features import candidates as compiled
+from features.described import FACTS, FEATURES, WIDTH
 from features.hashing import hash_buffer
 from features.model_text import parse
 from features.rungs import FEWER_CANDIDATES, FEWER_SESSIONS, PLAIN, Asking, Rung
@@ -30,6 +31,7 @@ from features.sources import (
     NEAREST,
     REACH,
     SOURCES,
+    TASTE,
     VARIANTS,
     Doubles,
     Hashes,
@@ -49,7 +51,7 @@ _EMPTY_CUT = 100  # places for what others than the model find
 class Candidates:
     """Candidates of m queries: those of query i are rows ``bounds[i]:bounds[i + 1]`` of ``items`` (int32[c]).
 
-    ``x`` float64[c, F] are the features of :data:`features.candidates.FEATURES`, ``rank_sums`` float32[c] the sums by
+    ``x`` float64[c, F] are the features of :data:`features.described.FEATURES`, ``rank_sums`` float32[c] the sums by
     which the candidates are ordered, and ``excluded`` int32[m] the item that must not be recommended, or negative.
     """
 
@@ -78,7 +80,7 @@ class Recommender:
     popularity : float32[n]
         Time-decayed share of clicks over that of item 0, descending from 1.
     facts : float32[n, 5]
-        What the ranker knows of an item, see :data:`features.candidates.FACTS`.
+        What the ranker knows of an item, see :data:`features.described.FACTS`.
     posting_offsets, posting_sessions, posting_places : int64[n + 1], int32[p], int32[p]
         Per item the sessions that hold it, newest first, and the place of its last occurrence there.
     next_offsets, next_places : int64[n + 1], int32[e]
@@ -93,6 +95,8 @@ class Recommender:
         Per item the items that it speaks for by the linear model.
     transition_offsets, transition_items, transition_weights : int64[n + 1], int32[t], float32[t]
         Per item the items that came soon after it, with their share.
+    tastes : float32[n, 32]
+        Per item where it lies: items that the same items are viewed with have a large product. Of length 1, or 0.
     variants : float64[3, 2]
         By variant the number of nearest sessions, and the decay per click of age in the query.
     settings : float64[7]
@@ -121,6 +125,7 @@ class Recommender:
     transition_offsets: Longs
     transition_items: Ints
     transition_weights: Floats
+    tastes: Floats
     variants: Doubles
     settings: Doubles
     ranker: str = ""
@@ -145,7 +150,7 @@ class Recommender:
         object.__setattr__(self, "_ids", [data[start:end].decode() for start, end in pairwise(bounds)])
         object.__setattr__(self, "_trees", FlatTrees(parse(self.ranker)) if self.ranker else None)
         object.__setattr__(self, "_scratch", threading.local())
-        if self._trees is not None and self._trees.model.names != compiled.FEATURES:
+        if self._trees is not None and self._trees.model.names != FEATURES:
             raise ValueError("recommender: the ranker was fitted on other features than this program computes")
 
     @property
@@ -175,7 +180,7 @@ class Recommender:
         return self._candidates(*_queries(hashes, counts), self._index)
 
     def _candidates(self, hashes: Hashes, counts: Longs, index: Index) -> Candidates:
-        found = _room(len(hashes), int(index.settings[CUT]), compiled.WIDTH)
+        found = _room(len(hashes), int(index.settings[CUT]), WIDTH)
         compiled.candidates(hashes, counts, index, self._work_space(), found.items, found.rank_sums, found.excluded,
                             found.bounds, found.x)  # fmt: skip
         return found.filled()
@@ -292,10 +297,11 @@ class Recommender:
                 list_items=np.zeros(entries, np.int32),
                 ranks=np.zeros((n, len(SOURCES)), np.int32),
                 named=np.zeros((n, len(SOURCES)), np.float32),
-                counts=np.zeros(2),
+                counts=np.zeros(3),
                 weights=np.zeros(VARIANTS, np.float32),
                 tops=np.zeros(len(SOURCES), np.float32),
                 sums=np.zeros(len(SOURCES), np.float32),
+                taste=np.zeros(TASTE, np.float32),
             )
             self._scratch.scratch = scratch
         return scratch
@@ -325,8 +331,9 @@ class Recommender:
     def empty(cls) -> Recommender:
         """One that knows no item: lists then hold what is wanted now, and what the shelf has."""
         shapes: dict[str, tuple[int, ...]] = {
-            "facts": (0, len(compiled.FACTS)), "recency": (0, VARIANTS), "place_weights": (VARIANTS, 2 * REACH + 1),
-            "variants": (VARIANTS, 2), "settings": (7,), "session_offsets": (1,), "sequence": (1,),
+            "facts": (0, len(FACTS)), "recency": (0, VARIANTS), "place_weights": (VARIANTS, 2 * REACH + 1),
+            "variants": (VARIANTS, 2), "tastes": (0, TASTE), "settings": (7,), "session_offsets": (1,),
+            "sequence": (1,),
         }  # fmt: skip
         sizes = {name: shapes.get(name, (int(name.endswith("_offsets")),)) for name in _ARRAYS}
         found: dict[str, NDArray[Any]] = {name: np.zeros(sizes[name], kind) for name, (kind, _) in _ARRAYS.items()}
@@ -371,7 +378,7 @@ def _fewer(index: Index) -> Index:
 def _array(name: str, annotation: object) -> tuple[np.dtype[np.generic], int]:
     kinds = {"Longs": np.int64, "Ints": np.int32, "Floats": np.float32, "Doubles": np.float64}
     kind = np.dtype(kinds.get(str(annotation), np.uint8))
-    return kind, 2 if name in ("facts", "recency", "place_weights", "variants") else 1
+    return kind, 2 if name in ("facts", "recency", "place_weights", "tastes", "variants") else 1
 
 
 _ARRAYS = {f.name: _array(f.name, f.type) for f in fields(Recommender) if f.init and f.name != "ranker"}

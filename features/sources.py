@@ -27,9 +27,14 @@ CLICKS = 20  # of a session, the newest, are looked at
 VARIANTS = 3  # of nearest neighbours
 SOURCES = ("neighbours", "history", "lately", "linear", "endings", "transitions")
 LINEAR, ENDINGS, TRANSITIONS = range(VARIANTS, VARIANTS + 3)
-# Further columns beside the sources' scores; in NOW and BEFORE only the last or the last but one item speaks.
-DIRECT, BIGRAM, VOTERS, LINEAR_NOW, LINEAR_BEFORE, NOW, BEFORE = range(len(SOURCES), len(SOURCES) + 7)
-COLUMNS = len(SOURCES) + 7
+# Further columns beside the sources' scores; in NOW and BEFORE only the last or the last but one item speaks. LISTED
+# counts the session's items that an item came after, LINEAR_MOST is the largest weight by which one speaks for it.
+DIRECT, BIGRAM, VOTERS, LINEAR_NOW, LINEAR_BEFORE, NOW, BEFORE, LINEAR_MOST, LISTED = range(
+    len(SOURCES), len(SOURCES) + 9
+)
+COLUMNS = len(SOURCES) + 9
+TASTE = 32  # numbers that say where an item lies among those that are alike
+TASTE_DECAY = 0.5  # per click of age, of what a session's items say about where it is
 REACH = 60  # clicks of a neighbour on either side of the shared item that have a weight of their own
 NEAREST, QUERY_DECAY = range(2)  # columns of ``Index.variants``
 LINEAR_DECAY, TRANSITION_DECAY, MATCH_MAX, MATCH_BASE, LIST, CUT, EXCLUDE_CURRENT = range(7)  # of ``Index.settings``
@@ -66,6 +71,7 @@ class Index(NamedTuple):
     transition_offsets: Longs
     transition_items: Ints
     transition_weights: Floats
+    tastes: Floats
     variants: Doubles
     settings: Doubles
 
@@ -73,7 +79,7 @@ class Index(NamedTuple):
 class Scratch(NamedTuple):
     """Work space. Between queries ``overlap``, ``scores`` are zero and ``slots`` -1.
 
-    ``weights`` is by variant, ``tops`` and ``sums`` by source.
+    ``weights`` is by variant, ``tops`` and ``sums`` by source, ``taste`` the session's.
     """
 
     raw: Ints
@@ -96,6 +102,7 @@ class Scratch(NamedTuple):
     weights: Floats
     tops: Floats
     sums: Floats
+    taste: Floats
 
 
 @counting_nothing
@@ -230,6 +237,10 @@ def _lists(found: int, column: int, alone: int, decay: float, offsets: Longs, it
             scores[other, column] += factor * weights[p]
             if j < 2:
                 scores[other, alone + j] = weights[p]
+            if column == TRANSITIONS:
+                scores[other, LISTED] += np.float32(1.0)
+            else:
+                scores[other, LINEAR_MOST] = max(scores[other, LINEAR_MOST], weights[p])
     return count
 
 
@@ -241,7 +252,7 @@ def _endings(length: int, count: int, index: Index, scratch: Scratch) -> int:
     """
     sequence, places, raw = index.sequence, index.next_places, scratch.raw
     scores, slots, touched = scratch.scores, scratch.slots, scratch.touched
-    scratch.counts[:] = 0.0
+    scratch.counts[:2] = 0.0
     item = raw[0]
     if length == 0 or item < 0:
         return count
@@ -279,9 +290,9 @@ def ask_lists(found: int, count: int, index: Index, scratch: Scratch) -> int:
 
 @counting_nothing
 def ask(length: int, found: int, index: Index, scratch: Scratch) -> int:
-    """Have every source score its items; how many items have a score."""
+    """Have every source score its items; how many items have a score. Writes ``counts``: of sessions that match."""
     matched = _match(found, index, scratch)
-    count = 0
+    count, scratch.counts[2] = 0, matched
     for variant in range(VARIANTS):
         count = _vote(variant, _nearest(variant, matched, index, scratch), count, index, scratch)
     count = ask_lists(found, count, index, scratch)

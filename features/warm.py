@@ -13,10 +13,10 @@ from features import engine, list_messages
 from features.answers import allowed
 from features.budget import Budget
 from features.budget_kernel import DAY_MS, OPEN
-from features.candidates import FACTS
 from features.catalogue import Catalogue, build_catalogue
 from features.codec import decode_rows, encode_rows
 from features.decode import ClickDecoder, Limits, TransactionDecoder
+from features.described import FACTS
 from features.engine import Operations, Rows
 from features.forest import FlatForest
 from features.hashing import hash_strings, partitions_of
@@ -32,7 +32,7 @@ from features.rungs import Asking, Rung
 from features.schema import load_schema
 from features.shap import Explainer
 from features.shelf import Shelf
-from features.sources import REACH, VARIANTS
+from features.sources import REACH, TASTE, VARIANTS
 from features.texts import Texts
 from features.trees import FlatTrees
 from features.trends import Counts, blend, count_clicks, scale_down
@@ -123,7 +123,8 @@ def _warm_recommender() -> None:
         "sequence": np.array([-1, 0, -1], np.int32), "recency": np.ones((1, VARIANTS), np.float32),
         "place_weights": np.ones((VARIANTS, 2 * REACH + 1), np.float32), "linear_offsets": bounds,
         "linear_items": zero, "linear_weights": single, "transition_offsets": none, "transition_items": nothing,
-        "transition_weights": np.zeros(0, np.float32), "variants": np.ones((VARIANTS, 2)), "settings": np.ones(7),
+        "transition_weights": np.zeros(0, np.float32), "tastes": np.zeros((1, TASTE), np.float32),
+        "variants": np.ones((VARIANTS, 2)), "settings": np.ones(7),
     }  # fmt: skip
     model = Recommender.from_arrays(arrays)
     one, weights = hash_strings(["a"]), np.ones(1, np.float32)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from features import candidates as compiled
-from features.sources import CUT, LIST, NEAREST, REACH, VARIANTS, Longs
+from features.described import FACTS
+from features.sources import CUT, LIST, NEAREST, REACH, TASTE, VARIANTS, Longs
 from features.toplist import Floats, Ints
 
 if TYPE_CHECKING:
@@ -54,12 +54,14 @@ def check_whole(model: Recommender) -> None:
         and len(model.linear_weights) == len(model.linear_items)
         and len(model.transition_weights) == len(model.transition_items)
         and len(model.rarity) == n
-        and model.facts.shape == (n, len(compiled.FACTS))
+        and model.facts.shape == (n, len(FACTS))
+        and model.tastes.shape == (n, TASTE)
         and model.recency.shape == (s, VARIANTS)
         and model.place_weights.shape == (VARIANTS, 2 * REACH + 1)
         and all(map(_positive, (model.rarity, model.recency, model.popularity)))
         and all(bool(np.isfinite(a).all()) for a in (model.place_weights, model.linear_weights,
-                                                     model.transition_weights, model.variants, model.settings))
+                                                     model.transition_weights, model.tastes, model.variants,
+                                                     model.settings))
         and model.variants.shape == (VARIANTS, 2)
         and len(model.settings) == _SETTINGS
         and model.variants[:, NEAREST].min() >= 1 and model.variants[:, NEAREST].max() <= _NEAREST_MAX

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from features.candidates import FEATURES
+from features.described import FEATURES
 from features.errors import TrainingError
 from features.recommender import Recommender
 from features.schema import load_schema

@@ -17,7 +17,7 @@ import lightgbm as lgb
 import numpy as np
 from numpy.typing import NDArray
 
-from features.candidates import FEATURES, WIDTH
+from features.described import FEATURES, WIDTH
 from features.recommender import Recommender
 from features.sources import CLICKS
 from trainer.clicks import Clicks, Longs, newest_first, of_rows, queries

@@ -15,6 +15,7 @@ from scipy.sparse import coo_matrix
 from features.sources import NOTHING, REACH
 from trainer.clicks import DAY_MS, Clicks, offsets, places, starts
 from trainer.linear import LinearSettings, fit_linear
+from trainer.tastes import fit_tastes
 
 Longs = NDArray[np.int64]
 Arrays = dict[str, NDArray[np.generic]]
@@ -95,7 +96,7 @@ def repeat_share(clicks: Clicks) -> float:
 
 
 def facts(clicks: Clicks, share: NDArray[np.float64]) -> NDArray[np.float32]:
-    """What the ranker knows of each item, see :data:`features.candidates.FACTS`; float32[n, 5]."""
+    """What the ranker knows of each item, see :data:`features.described.FACTS`; float32[n, 5]."""
     n, end = len(clicks.ids), int(clicks.time_ms.max())
     first, last = np.full(n, end, np.int64), np.zeros(n, np.int64)
     np.minimum.at(first, clicks.item, clicks.time_ms)
@@ -217,4 +218,4 @@ def fit_sources(clicks: Clicks, settings: SourceSettings) -> Arrays:
     arrays |= _postings(kept, items, settings.postings_max)
     arrays |= _endings(kept, items, settings.postings_max)
     arrays |= _transitions(kept, items, settings)
-    return arrays | fit_linear(kept, items, settings.linear)
+    return arrays | fit_linear(kept, items, settings.linear) | fit_tastes(kept, items)
