@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from features.filling import fill, from_category, pool_of
+from features.filling import Pool, fill, fill_pool, from_category
 from features.list_gate import Asked, Filled, Found, Rules, admit, category_of, in_catalogue, shown, slot_of
 from features.list_reasons import BOOSTED, DEMOTED, FRESH, IN_SESSION, NEW_IN, VIEWED_AFTER, VIEWED_LIVE
 from features.shelf import View
@@ -159,7 +159,9 @@ def fill_lists(asked: Asked, found: Found, rules: Rules, view: View, index: Inde
     """Make the list of every query."""
     width = found.items.shape[1] + _ADDED
     places, scores, reasons = np.empty(width, np.int32), np.empty(width, np.float64), np.empty(width, np.int32)
-    limit, pooled = filled.places.shape[1], -1
+    limit, pooled = filled.places.shape[1], False
+    last = Pool(pool, np.zeros(2, np.int64), np.zeros(len(view.category_caps) + 1, np.uint8),
+                np.zeros(len(view.seller_caps) + 1, np.uint8))  # fmt: skip
     for i in range(len(asked.counts)):
         known = known_items(asked.hashes[i, : asked.counts[i]], index, scratch)[1]
         size = _from_candidates(i, found, places, scores, reasons, asked, rules, view, filled)
@@ -167,7 +169,8 @@ def fill_lists(asked: Asked, found: Found, rules: Rules, view: View, index: Inde
             if known == 0:
                 size = from_category(i, size, asked, rules, view, index.popularity, filled)
             if size < limit:
-                if pooled < 0:
-                    pooled = pool_of(pool, asked, rules, view)
-                size = fill(i, size, pool, pooled, found, asked, rules, view, index.popularity, filled)
+                if not pooled:
+                    fill_pool(last, asked, rules, view)
+                    pooled = True
+                size = fill(i, size, last, found, asked, rules, view, index.popularity, filled)
         _explain(i, size, index, scratch, known, asked.viewed[i], view, filled)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features import listing
 from features.checks import FOREVER_MS
 from features.hashing import hash_strings
 from features.item_records import Faulty, Gone, ItemFacts
@@ -128,10 +131,12 @@ def allowed(item: str, time: int, facts: dict[str, ItemFacts | Gone | Faulty], u
     k=st.integers(1, 20),
     model=st.sampled_from([MODEL, EMPTY]),
     which=st.sampled_from([0, 1]),
+    pool=st.sampled_from([1, 3, 4096]),
 )
 def test_nothing_forbidden_is_ever_shown_and_no_list_is_empty_while_something_is_allowed(
     steps: list[tuple[list[Any], Levers | None]], hide: bool, viewed: str, sessions: list[list[str]],
     bought: list[str], moment: int, k: int, model: Recommender, which: int,
+    pool: int,
 ) -> None:  # fmt: skip
     shelf = Shelf(hide_unlisted=hide)
     lister = Lister(shelf, viewed, which)
@@ -152,7 +157,8 @@ def test_nothing_forbidden_is_ever_shown_and_no_list_is_empty_while_something_is
             if record.item_id is not None:
                 facts[record.item_id] = record
         times = [NOW + moment + place for place in range(len(sessions))]
-        lists = listed(lister, sessions, times, k, [bought] * len(sessions), model)
+        with patch.object(listing, "_POOL", pool):
+            lists = listed(lister, sessions, times, k, [bought] * len(sessions), model)
         hides = viewed == "hide" or (viewed == "auto" and bool(model.settings[6]))
         unlisted = model is MODEL and not (used and hide)
         for session, time, row in zip(sessions, times, ids(lists), strict=True):
@@ -162,18 +168,22 @@ def test_nothing_forbidden_is_ever_shown_and_no_list_is_empty_while_something_is
             assert set(row) <= may
             assert len(set(row)) == len(row) <= k
             assert bool(row) == bool(may)
-            free = rules.idle or not (rules.category_caps or rules.per_seller < 100)
-            if free and not shelf.stale:
-                assert len(row) == min(k, len(may))
-            for category, most in rules.category_caps.items():
-                assert sum(_category(facts.get(item)) == category for item in row) <= most
+            kinds = Counter(_of(facts.get(item), "category") for item in row)
+            sellers = Counter(_of(facts.get(item), "seller") for item in row)
+            assert all(kinds[category] <= most for category, most in rules.category_caps.items())
+            assert all(sellers[seller] <= rules.per_seller for seller in ("x", "y"))
+            for item in may - set(row) if len(row) < k and not shelf.stale else ():
+                # Only a cap keeps something out of a list that is not full.
+                category, seller = (_of(facts.get(item), name) for name in ("category", "seller"))
+                full = kinds[category] == rules.category_caps.get(category or "", -1)
+                assert full or (seller is not None and sellers[seller] == rules.per_seller)
         for answer in lists.items:
             scores = [item.score for item in answer]
             assert scores == sorted(scores, reverse=True) and all(np.isfinite(scores))
 
 
-def _category(record: Any) -> str | None:
-    return record.category if isinstance(record, ItemFacts) else None
+def _of(record: Any, name: str) -> str | None:
+    return getattr(record, name) if isinstance(record, ItemFacts) else None
 
 
 def test_availability_is_judged_at_the_time_of_the_click() -> None:
@@ -261,6 +271,29 @@ def test_what_became_available_of_late_gains_by_the_freshness_lever() -> None:
     (row,) = listed(Lister(shelf), [["g0-0"]], [NOW], 6).items
     assert (row[0].item_id, row[0].reason, row[0].text) == ("g0-1", "fresh", "newly available")
     assert all(item.reason != "fresh" for item in row[1:])
+
+
+@pytest.mark.parametrize("per_seller", [2**31 - 1, 1])
+def test_a_list_that_caps_leave_short_is_filled_from_the_rest_however_far_it_lies(per_seller: int) -> None:
+    shelf = Shelf()
+    put(shelf, *(ItemFacts(f"a-{n}", category="a", seller=f"s{n % 7}", from_ms=n + 100) for n in range(6000)),
+        *(ItemFacts(f"b-{n}", category="b", seller=f"t{n // 2}", from_ms=n) for n in range(30)))  # fmt: skip
+    pull(shelf, category_caps={"a": 2}, per_seller=per_seller)
+    lists = listed(Lister(shelf), [["unheard"], ["a-1"]], [NOW] * 2, 10, model=EMPTY)
+    for row in ids(lists):
+        assert row[:2] == ["a-5999", "a-5998"] and [item[0] for item in row[2:]] == ["b"] * 8
+    pull(shelf, per_category=2)
+    assert [len(row) for row in ids(listed(Lister(shelf), [["unheard"]], [NOW], 10, model=EMPTY))] == [4]
+
+
+def test_what_was_bought_and_what_two_caps_keep_out_does_not_hide_what_fits() -> None:
+    shelf = Shelf()
+    put(shelf, *(ItemFacts(f"a-{n}", category="a", seller=f"s{n // 10}", from_ms=n) for n in range(40)))
+    pull(shelf, category_caps={"a": 3})
+    bought = [f"a-{n}" for n in range(39, 29, -1)]
+    assert ids(listed(Lister(shelf), [["unheard"]], [NOW], 10, [bought], EMPTY)) == [["a-29", "a-28", "a-27"]]
+    pull(shelf, category_caps={"a": 3}, per_seller=1)
+    assert ids(listed(Lister(shelf), [["unheard"]], [NOW], 10, model=EMPTY)) == [["a-39", "a-29", "a-19"]]
 
 
 @pytest.mark.parametrize(("mode", "seen"), [("hide", False), ("show", True)])
