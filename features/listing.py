@@ -134,6 +134,11 @@ class Lister:
         if self.shelf.stale and (filled.places[:, 0] < 0).any():
             self.shelf.refresh_now()
             filled = self._filled(model, clicked, found, hide, k)
+        nothing = filled.places[:, 0] < 0
+        if hide and self._viewed == "auto" and nothing.any():  # the only item is rather repeated than nothing said
+            again = self._filled(model, clicked, found, False, k)
+            for column, other in zip(filled, again, strict=True):
+                column[nothing] = other[nothing]
         return filled
 
     def _placed(self, model: Recommender, trends: Moving, places: Ints) -> Ints:
@@ -153,9 +158,7 @@ class Lister:
         return np.where(places >= n, own[np.searchsorted(unknown, np.maximum(places, n)) % len(own)], places)
 
     def _hides_viewed(self, model: Recommender) -> bool:
-        if self._viewed == "auto":  # the only item is rather repeated than nothing said
-            return bool(model.settings[EXCLUDE_CURRENT]) and model.items > 1
-        return self._viewed == "hide"
+        return bool(model.settings[EXCLUDE_CURRENT]) if self._viewed == "auto" else self._viewed == "hide"
 
     def _filled(self, model: Recommender, clicked: Clicked, found: Found, hide: bool, k: int) -> Filled:
         shelf, m = self.shelf, len(clicked.counts)

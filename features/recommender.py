@@ -338,7 +338,7 @@ class Recommender:
         sizes = {name: shapes.get(name, (int(name.endswith("_offsets")),)) for name in _ARRAYS}
         found: dict[str, NDArray[Any]] = {name: np.zeros(sizes[name], kind) for name, (kind, _) in _ARRAYS.items()}
         found["variants"][:, NEAREST] = 1
-        found["settings"][[LIST, CUT]] = _EMPTY_CUT
+        found["settings"][[LIST, CUT]], found["settings"][EXCLUDE_CURRENT] = _EMPTY_CUT, 1
         found["session_offsets"][:], found["sequence"][:] = 1, -1
         return cls.from_arrays(found)
 

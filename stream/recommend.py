@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from features.decode import Bad, ClickBatch, ClickDecoder, Limits
 from features.listing import Clicked, Lister, Lists
@@ -46,7 +47,7 @@ from stream.lane import (
     reached,
     refuse,
 )
-from stream.models import answering
+from stream.models import NO_VERSION, answering
 from stream.sessions import (
     CLICK_BYTES,
     ITEM_BYTES,
@@ -252,6 +253,7 @@ class RecommendLane:
         if not work:
             return []
         models = answering(models)
+        cold = models.version == NO_VERSION
         start, total = perf_counter(), sum(len(part.records) for part in work)
         rung = self._ladder.choose([record.timestamp for part in work for record in part.records])
         with tally.stage("features"):
@@ -267,6 +269,8 @@ class RecommendLane:
                 [own for part in work for own in part.bought],
             )  # fmt: skip
             before = viewed_before(hashes, counts, clicked.viewed)  # in its session, whatever it is answered from
+            if cold:  # then even the first click of all knows of an item: its own
+                self._learn(work, before)
             lists = partial(Way.lists, rung=rung, beside=self._beside)
             earlier = {row: items for part in work for row, items in part.earlier.items()}
             if self._experiment is None:
@@ -276,12 +280,17 @@ class RecommendLane:
                 found = self._experiment.lists(work, models, clicked, earlier, lists)
         with tally.stage("encode"):
             produced = self._produced(work, models, found, tally, rung.label)
-        for way in (self._way,) if self._experiment is None else (self._way, self._experiment.b):
-            way.learn(work, before, self.suspects)
+        if not cold:
+            self._learn(work, before)
         self._ladder.learn(rung, total, perf_counter() - start)
         if rung.label is not None:
             tally.add(tally.degraded, rung.label, total)
         return produced
+
+    def _learn(self, work: list[Part], before: NDArray[np.uint64]) -> None:
+        """Have the clicks of a cycle count for what is wanted now."""
+        for way in (self._way,) if self._experiment is None else (self._way, self._experiment.b):
+            way.learn(work, before, self.suspects)
 
     def _fold(self, part: Part, cycle: int, queries: Queries) -> None:
         state, worker = self._partitions[part.partition], self._worker
