@@ -173,7 +173,7 @@ class WorkerSettings:
     fetch_max_wait_ms: Milliseconds = 5
     fetch_bytes_max: Annotated[int, Meta(ge=65_536, le=2**30)] = 524_288
     cycle_events_max: Annotated[int, Meta(ge=1, le=100_000)] = 4096
-    cycles_in_flight: Annotated[int, Meta(ge=1, le=64)] = 4
+    cycles_in_flight: Annotated[int, Meta(ge=1, le=64)] = 8
     cache_mb: Annotated[int, Meta(ge=1, le=1_000_000)] = 112
     cache_sessions: Count = 50_000
     foreign_refresh_ms: Milliseconds = 1000
