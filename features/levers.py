@@ -6,7 +6,6 @@ In: a TOML document. Out: :class:`Levers`, or every problem. Pure; who reads the
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -14,6 +13,7 @@ from typing import Annotated, Any
 import msgspec
 
 from features.errors import SettingsError
+from features.toml_text import read_toml
 
 DAY_MS = 86_400_000
 NO_CAP = 2**31 - 1
@@ -100,7 +100,7 @@ def parse_levers(data: bytes, where: str) -> Levers:
         With every problem, each naming the lever, its value and what is expected. ``where`` begins each.
     """
     try:
-        tree = tomllib.loads(data.decode("utf-8-sig"))
+        tree = read_toml(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # also of integers and nesting that tomllib cannot hold
         raise SettingsError([f"{where}: not TOML: {error}"]) from None
     document, problems = _convert(tree)

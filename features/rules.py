@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from features.rule_machine import ANOMALY, SCORE, Columns, Sets
 from features.rule_program import Program, compiled
 from features.schema import TransactionSchema
 from features.toml_places import Lines, Place, places
+from features.toml_text import read_toml
 
 RULES_MAX = 256
 LISTS_MAX = 64
@@ -179,7 +179,7 @@ class _Reader:
         self._tables: dict[str, Any] = {}
         self._places: list[dict[str, Place]] = []
         try:
-            self._tables = tomllib.loads(text)
+            self._tables = read_toml(text)
             self._places = places(text, "rule")
         except (ValueError, RecursionError) as error:  # also of integers and nesting that tomllib cannot hold
             at = _AT.search(str(error))

@@ -12,13 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from features.errors import SettingsError
+from features.toml_text import read_toml
 
 DURATION_MAX_MS = 3650 * 86_400_000
 LIMIT_MAX = 1e100  # its square still leaves room for a sum
@@ -338,7 +338,7 @@ def parse_schema(text: str, source: str = "schema") -> dict[str, TransactionSche
         With every problem found, each with the source, the place and what was expected.
     """
     try:
-        tables = tomllib.loads(text)
+        tables = read_toml(text)
     except (ValueError, RecursionError) as error:  # also of integers and nesting that tomllib cannot hold
         raise SettingsError([f"{source}: not valid TOML: {error}"]) from None
     reader = _Reader(source)

@@ -7,13 +7,14 @@ the types of the fields (msgspec constraints, :class:`Check`, :class:`Secret`) s
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
+
+from features.toml_text import read_toml
 
 _WORDS = {"`int`": "a whole number", "`float`": "a number", "`str`": "text", "`bool`": "true or false",
           "`array`": "a list", "`object`": "a table", "`null`": "nothing", " | ": " or "}  # fmt: skip
@@ -85,7 +86,7 @@ class Reader:
     def read_file(self, path: Path) -> None:
         """Lays the TOML file over what was given before."""
         try:
-            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+            tables = read_toml(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             self.problems.append(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
             return

@@ -91,7 +91,16 @@ def test_every_known_way_to_break_a_message_is_refused_by_a_target_that_would_te
         TARGETS["decoder"](break_(dict(GOOD[topic])) or b"")
 
 
-@pytest.mark.parametrize("text", ["a = " + "[" * 5000 + "]" * 5000, "a = " + "9" * 5000, "a = " + "{a = " * 3000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "[" * 5000 + "]" * 5000,
+        "a = " + "9" * 5000,
+        "a = " + "{a = " * 3000,
+        "a" + ".a" * 10**5 + " = 1",
+        "[" + "a . " * 10**5 + "a]",
+    ],
+)
 def test_toml_that_breaks_the_reader_of_toml_is_a_problem_of_the_schema(text: str) -> None:
     with pytest.raises(SettingsError, match="not valid TOML"):
         parse_schema(text)

@@ -99,7 +99,10 @@ def test_whatever_a_file_holds_is_levers_or_a_sentence(data: bytes) -> None:
     assert isinstance(found, Levers) or found.startswith("levers.toml: ")
 
 
-@pytest.mark.parametrize("bad", ["a = " + "[" * 100_000, "[limits]\nper_seller = " + "9" * 5000, "a = \0", "\ud800"])
+@pytest.mark.parametrize(
+    "bad",
+    ["a = " + "[" * 100_000, "[limits]\nper_seller = " + "9" * 5000, "a = \0", "a" + ".a" * 10**5 + " = 1", "\ud800"],
+)
 def test_no_file_ends_the_watch(tmp_path: Path, bad: str) -> None:
     file, shelf, metrics = tmp_path / "levers.toml", Shelf(), Metrics()
     file.write_text("", encoding="utf-8")

@@ -49,6 +49,12 @@ def test_a_condition_may_be_as_long_as_its_text_and_no_number_is_infinite() -> N
     assert "1e999 is too large" in problem
 
 
+@pytest.mark.parametrize("text", ["a = " + "[" * 5000, "a = " + "9" * 5000, "[[" + "rule." * 10**5 + "a]]"])
+def test_what_the_reader_of_toml_cannot_hold_is_a_problem_of_the_rules(text: str) -> None:
+    (problem,) = _problems(text)
+    assert problem.startswith("rules.toml: not valid TOML: ")
+
+
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
     (tmp_path / "rules.toml").write_text(_rule("a", "tip > 1"), encoding="utf-8-sig")
     assert len(Rules.load(tmp_path / "rules.toml", build_catalogue(_schema()))) == 1
