@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,27 @@ def test_who_has_a_view_keeps_what_was_there_and_the_table_grows_all_the_same(wi
     table.array[1] = 6
     assert table.array.shape == (5000, width)
     assert (view == 5).all() and (table.array[0] == 5).all() and (table.array[2:] == 0).all()
+
+
+def test_who_reads_a_table_while_another_thread_grows_it_never_finds_fewer_rows() -> None:
+    table, done, found = Growing(4, np.int64), threading.Event(), list[int]()
+    table.hold(8)
+
+    def read() -> None:
+        while not done.is_set():
+            found.append(len(table.array))
+
+    reader, interval = threading.Thread(target=read), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    reader.start()
+    try:
+        for rows in range(9, 4000):
+            table.hold(rows)
+    finally:
+        done.set()
+        reader.join()
+        sys.setswitchinterval(interval)
+    assert found and min(found) >= 8 and found == sorted(found)
 
 
 def test_rows_that_are_given_back_are_used_again_before_the_table_grows() -> None:
