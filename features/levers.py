@@ -101,7 +101,7 @@ def parse_levers(data: bytes, where: str) -> Levers:
     """
     try:
         tree = read_toml(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # also of integers and nesting that tomllib cannot hold
+    except ValueError as error:
         raise SettingsError([f"{where}: not TOML: {error}"]) from None
     document, problems = _convert(tree)
     if document is not None:

@@ -107,6 +107,7 @@ def shown(place: int, time: int, open_: bool, view: View) -> bool:
 
 @counting_nothing
 def category_of(place: int, view: View) -> int:
+    """The category of an item, or -1."""
     slot = slot_of(place, view)
     return view.category[slot] if slot >= 0 else -1
 
@@ -131,7 +132,7 @@ def _capped(place: int, size: int, row: Ints, view: View) -> bool:
 
 @counting_nothing
 def admit(i: int, place: int, score: float, reason: int, size: int, asked: Asked, rules: Rules, view: View,
-           filled: Filled) -> int:  # fmt: skip
+          filled: Filled) -> int:  # fmt: skip
     """Add an item to list i if it may be shown there; the new size. This is the only way into a list."""
     if not shown(place, asked.times[i], rules.open, view):
         return size

@@ -181,7 +181,7 @@ class _Reader:
         try:
             self._tables = read_toml(text)
             self._places = places(text, "rule")
-        except (ValueError, RecursionError) as error:  # also of integers and nesting that tomllib cannot hold
+        except (ValueError, RecursionError) as error:  # places may go deeper than what was read
             at = _AT.search(str(error))
             where = f":{at[1]}:{at[2]}" if at else ""
             self.problems.append(f"{source}{where}: not valid TOML: {_AT.sub('', str(error))}")

@@ -339,7 +339,7 @@ def parse_schema(text: str, source: str = "schema") -> dict[str, TransactionSche
     """
     try:
         tables = read_toml(text)
-    except (ValueError, RecursionError) as error:  # also of integers and nesting that tomllib cannot hold
+    except ValueError as error:
         raise SettingsError([f"{source}: not valid TOML: {error}"]) from None
     reader = _Reader(source)
     reader.unknown("schema", tables, ("transactions", "clicks"))

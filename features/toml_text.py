@@ -16,10 +16,12 @@ def read_toml(text: str) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If it is no TOML (:class:`tomllib.TOMLDecodeError`), or holds a number or a key that is too long.
-    RecursionError
-        If it is nested too deeply.
+        If it is no TOML (:class:`tomllib.TOMLDecodeError`), holds a number or a key that is too long, or is nested too
+        deeply.
     """
     if any(word.count(".") > KEY_PARTS_MAX for word in _ENDS.split(_SPACE.sub("", text))):
         raise ValueError(f"a key or value has more than {KEY_PARTS_MAX} dots")
-    return tomllib.loads(text)
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None

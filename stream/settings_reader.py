@@ -90,7 +90,7 @@ class Reader:
         except (OSError, UnicodeDecodeError) as error:
             self.problems.append(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
             return
-        except (ValueError, RecursionError) as error:  # also of integers and nesting that tomllib cannot hold
+        except ValueError as error:
             self.problems.append(f"{path}: not valid TOML: {error}")
             return
         for name, value in tables.items():

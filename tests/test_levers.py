@@ -62,29 +62,30 @@ def test_all_problems_are_told_together() -> None:
     assert "per_seller" in str(caught.value) and "factor" in str(caught.value)
 
 
-def test_a_change_is_taken_and_a_wrong_one_leaves_the_levers_as_they_were(tmp_path: Path) -> None:
-    file, shelf, metrics = tmp_path / "levers.toml", Shelf(), Metrics()
-    file.write_text("[limits]\nper_seller = 3\n", encoding="utf-8")
-
-    async def until(per_seller: int, refused: int) -> None:
-        async with asyncio.timeout(10):
-            while (shelf.levers().per_seller, _refused(metrics)) != (per_seller, refused):
-                await asyncio.sleep(0.005)
+def watched(file: Path, steps: list[tuple[bytes, int, int]]) -> None:
+    """Watch a file that comes to hold what each step says; wait for its cap by seller and the refusals until then."""
+    shelf, metrics = Shelf(), Metrics()
+    file.write_bytes(steps[0][0])
 
     async def run() -> None:
         levers = LeverFile(file, shelf, metrics)
         levers.load()
         task = asyncio.create_task(levers.watch(0.005))
-        await until(3, 0)
-        file.write_text("[limits]\nper_seller = 4\n", encoding="utf-8")
-        await until(4, 0)
-        file.write_text("[limits]\nper_seller = 0\n", encoding="utf-8")
-        await until(4, 1)
-        file.write_text("[limits]\nper_seller = 5\n", encoding="utf-8")
-        await until(5, 1)
+        for data, per_seller, refused in steps:
+            await asyncio.to_thread(file.write_bytes, data)
+            async with asyncio.timeout(10):
+                while (shelf.levers().per_seller, _refused(metrics)) != (per_seller, refused):
+                    await asyncio.sleep(0.005)
         task.cancel()
 
     asyncio.run(run())
+
+
+def test_a_change_is_taken_and_a_wrong_one_leaves_the_levers_as_they_were(tmp_path: Path) -> None:
+    watched(tmp_path / "levers.toml", [
+        (b"[limits]\nper_seller = 3\n", 3, 0), (b"[limits]\nper_seller = 4\n", 4, 0),
+        (b"[limits]\nper_seller = 0\n", 4, 1), (b"[limits]\nper_seller = 5\n", 5, 1),
+    ])  # fmt: skip
 
 
 @given(st.one_of(
@@ -104,25 +105,10 @@ def test_whatever_a_file_holds_is_levers_or_a_sentence(data: bytes) -> None:
     ["a = " + "[" * 100_000, "[limits]\nper_seller = " + "9" * 5000, "a = \0", "a" + ".a" * 10**5 + " = 1", "\ud800"],
 )
 def test_no_file_ends_the_watch(tmp_path: Path, bad: str) -> None:
-    file, shelf, metrics = tmp_path / "levers.toml", Shelf(), Metrics()
-    file.write_text("", encoding="utf-8")
-
-    async def until(per_seller: int, refused: int) -> None:
-        async with asyncio.timeout(30):
-            while (shelf.levers().per_seller, _refused(metrics)) != (per_seller, refused):
-                await asyncio.sleep(0.005)
-
-    async def run() -> None:
-        levers = LeverFile(file, shelf, metrics)
-        levers.load()
-        task = asyncio.create_task(levers.watch(0.005))
-        file.write_bytes(bad.encode("utf-8", "surrogatepass"))
-        await until(NO_CAP, 1)
-        file.write_text("\ufeff[limits]\nper_seller = 4\n", encoding="utf-8")
-        await until(4, 1)
-        task.cancel()
-
-    asyncio.run(run())
+    watched(tmp_path / "levers.toml", [
+        (b"", NO_CAP, 0), (bad.encode("utf-8", "surrogatepass"), NO_CAP, 1),
+        ("\ufeff[limits]\nper_seller = 4\n".encode(), 4, 1),
+    ])  # fmt: skip
 
 
 def test_two_files_hold_beside_each_other_on_one_shelf(tmp_path: Path) -> None:
