@@ -109,8 +109,17 @@ class Rules:
         return cls(rules, conditions, reader.lists, version)
 
     @classmethod
+    def decode(cls, data: bytes, catalogue: Catalogue, source: str) -> Rules:
+        """:meth:`parse` of a file's bytes; whatever is wrong with them is a :class:`SettingsError` too."""
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise SettingsError([f"{source}: cannot be read: {error}"]) from None
+        return cls.parse(text, catalogue, source)
+
+    @classmethod
     def load(cls, path: Path, catalogue: Catalogue) -> Rules:
-        """:meth:`parse` of a file.
+        """:meth:`decode` of a file.
 
         Raises
         ------
@@ -118,10 +127,10 @@ class Rules:
             If it cannot be read or used.
         """
         try:
-            text = path.read_bytes().decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError([f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
-        return cls.parse(text, catalogue, str(path))
+            data = path.read_bytes()
+        except OSError as error:
+            raise SettingsError([f"{path}: cannot be read: {error.strerror}"]) from None
+        return cls.decode(data, catalogue, str(path))
 
     def sets(self, lists: Lists | None = None) -> Sets:
         """The tables of the lists, to be made once for each change of them.

@@ -17,6 +17,7 @@ from features.errors import SettingsError
 from features.rule_machine import Columns, Sets
 from features.rules import Hits, Lists, Rules
 from stream.metrics import Metrics
+from stream.watched_file import WatchedFile
 
 log = logging.getLogger("headrace.rules")
 
@@ -43,22 +44,12 @@ class RulesHolder:
     """
 
     def __init__(self, path: Path, catalogue: Catalogue, metrics: Metrics) -> None:
-        self._path = path
+        self._file = WatchedFile(path, "worker.rules")
         self._catalogue = catalogue
         self._metrics = metrics
         self._lists: Lists = {}
-        self._seen = self._stamp()
-        self._told = ""
         self._lock = asyncio.Lock()
-        self._use(Rules.load(path, catalogue))
-
-    def _stamp(self) -> tuple[int, int, int]:
-        """What tells that a file may have changed: also one that was put in the place of another."""
-        try:
-            stat = self._path.stat()
-        except OSError:
-            return (0, 0, 0)
-        return (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        self._use(Rules.decode(self._file.read(), catalogue, str(path)))
 
     def _use(self, rules: Rules) -> None:
         self.current = RulesInUse(rules, rules.sets(self._lists))
@@ -82,21 +73,17 @@ class RulesHolder:
             await self.look()
 
     async def look(self) -> None:
-        """Read the file again if it has changed; what cannot be used is told once and counted."""
-        stamp = await asyncio.to_thread(self._stamp)
-        if stamp == self._seen:
-            return
-        self._seen = stamp
+        """Use the file if it has changed since; what cannot be used is told once and counted."""
         before = self.current.rules.version
         try:
-            rules = await asyncio.to_thread(Rules.load, self._path, self._catalogue)
+            data = await asyncio.to_thread(self._file.look)
+            if data is None:
+                return
+            rules = await asyncio.to_thread(Rules.decode, data, self._catalogue, str(self._file.path))
         except SettingsError as error:
-            if str(error) != self._told:
-                self._told = str(error)
-                self._metrics.rules_refused.inc()
-                log.error("rules: %s\nversion %s stays in use", error, before)
+            self._metrics.rules_refused.inc()
+            log.error("rules: %s\nversion %s stays in use", error, before)
             return
-        self._told = ""
         if rules.version != before:
             async with self._lock:
                 self._use(rules)
