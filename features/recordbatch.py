@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from features.hashing import pack
 from features.texts import Texts
 
 _U8 = NDArray[np.uint8]
@@ -30,10 +31,41 @@ RECORD_BYTES = 24  # what a record needs beside its key and value, at most
 class Columns(Sequence[tuple[bytes, bytes]]):
     """Messages as columns: message i is key i and value i. Reads as a sequence of pairs of bytes."""
 
-    __slots__ = ("keys", "values")
+    __slots__ = ("_bytes", "keys", "values")
 
     def __init__(self, keys: Texts, values: Texts) -> None:
         self.keys, self.values = keys, values
+        self._bytes = 0
+
+    @classmethod
+    def of(cls, messages: Sequence[tuple[bytes, bytes]]) -> Columns:
+        """Messages that lie here and there."""
+        data, bounds = pack([part for message in messages for part in message])
+        ends = bounds[1:].reshape(-1, 2).T.copy()  # of keys, and of values
+        return cls(Texts(data, bounds[:-1:2].copy(), ends[0]), Texts(data, ends[0], ends[1]))
+
+    @classmethod
+    def concat(cls, parts: Sequence[Columns]) -> Columns:
+        """All messages of several, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(Texts.concat([part.keys for part in parts]), Texts.concat([part.values for part in parts]))
+
+    def part(self, at: slice) -> Columns:
+        """Consecutive messages; nothing is copied."""
+        return Columns(self.keys.part(at), self.values.part(at))
+
+    def record_ends(self) -> _Ints:
+        """Where each record ends at most, in bytes after a batch's head; int64[n]."""
+        keys, values = self.keys, self.values
+        return np.cumsum(keys.ends - keys.starts + values.ends - values.starts + RECORD_BYTES)
+
+    @property
+    def record_bytes(self) -> int:
+        """How long a batch of all of them is at most."""
+        if not self._bytes:
+            self._bytes = HEAD_BYTES + (int(self.record_ends()[-1]) if len(self) else 0)
+        return self._bytes
 
     def __len__(self) -> int:
         return len(self.keys)

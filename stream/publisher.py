@@ -1,4 +1,4 @@
-"""Produces a cycle's outputs: one batch per output partition, every acknowledgement awaited by the caller.
+"""Produces cycles' outputs: a batch per output partition at a time, every acknowledgement awaited by the caller.
 
 In: messages by topic and partition. Out: acknowledgements and the positions after them. A batch that fails may have
 been written: the caller drops its state and reads the partitions' tails before it goes on.
@@ -10,8 +10,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
     KafkaError,
@@ -22,13 +23,14 @@ from aiokafka.errors import (
 from aiokafka.record.util import calc_crc32c
 
 from features.errors import HeadraceError, ServiceUnavailable, TopicError
-from features.recordbatch import CRC_AT, CRC_FROM, Columns, record_batch, set_producer
+from features.recordbatch import CRC_AT, CRC_FROM, HEAD_BYTES, Columns, record_batch, set_producer
 from stream.connections import PRODUCE_BATCH_BYTES
 from stream.lane import Message, Target
 
 _STOP_S = 10.0
 _FINAL = (MessageSizeTooLargeError, RecordListTooLargeError, TopicAuthorizationFailedError)
-Pending = tuple[Target, int, "asyncio.Future[Any]"]  # partition, messages, acknowledgement
+# Partition, how many messages of the batch there are up to the last one handed over, and the batch's acknowledgement.
+Pending = tuple[Target, int, "asyncio.Future[Any]"]
 
 
 class Publisher:
@@ -38,10 +40,12 @@ class Publisher:
         self._connect = connect
         self._producer: AIOKafkaProducer | None = None
         self._open: set[asyncio.Future[Any]] = set()
+        self._waiting: dict[Target, _Waiting] = {}
         self._spoilt = False
 
     async def start(self) -> None:
         """Connect."""
+        self._waiting.clear()
         self._producer = await self._connect()
         self._spoilt = False
 
@@ -70,24 +74,18 @@ class Publisher:
             await self.start()
 
     async def send(self, outputs: Mapping[Target, Sequence[Message]]) -> list[Pending]:
-        """Hand over all messages; returns each batch's target, size and acknowledgement."""
+        """Hand over all messages; returns what to wait for."""
         pending: list[Pending] = []
-        for (topic, partition), messages in outputs.items():
-            if isinstance(messages, Columns):
-                for packed in _packed(messages):
-                    sent = await self._send(packed, topic, partition)
-                    pending.append(((topic, partition), packed.record_count(), sent))
+        for target, messages in outputs.items():
+            if not messages:
                 continue
-            batch, size = self._connected().create_batch(), 0
-            for message in messages:
-                if not _append(batch, message):
-                    pending.append(((topic, partition), size, await self._send(batch, topic, partition)))
-                    batch, size = self._connected().create_batch(), 0
-                    if not _append(batch, message):
-                        raise TopicError(f"an answer of {len(message[1])} bytes for {topic} does not fit a batch")
-                size += 1
-            if size:
-                pending.append(((topic, partition), size, await self._send(batch, topic, partition)))
+            columns = messages if isinstance(messages, Columns) else Columns.of(messages)
+            for part in _cut(columns):
+                waiting = self._waiting.get(target)
+                if waiting is None or waiting.acknowledged.done() or not waiting.batch.join(part):
+                    batch = _Batch(part)
+                    waiting = self._waiting[target] = _Waiting(batch, await self._send(batch, *target))
+                pending.append((target, waiting.batch.record_count(), waiting.acknowledged))
         return pending
 
     def _connected(self) -> AIOKafkaProducer:
@@ -123,27 +121,42 @@ class Publisher:
         """
         results = await asyncio.gather(*(asyncio.shield(future) for _, _, future in pending), return_exceptions=True)
         positions: dict[Target, int] = {}
-        for (target, size, _), result in zip(pending, results, strict=True):
+        for (target, count, _), result in zip(pending, results, strict=True):
             if isinstance(result, KafkaError):
                 raise _refusal(target[0], result)
             if isinstance(result, BaseException):
                 raise result
-            positions[target] = result.offset + size
+            positions[target] = result.offset + count
         return positions
 
 
-class _PackedBatch:
-    """A whole batch in the place of the builder to which aiokafka would append messages one by one."""
+class _Batch:
+    """In the place of the builder to which aiokafka would append messages one by one.
 
-    def __init__(self, batch: bytearray, count: int) -> None:
-        self._batch = batch
-        self._count = count
+    aiokafka has one request to a broker on its way at a time. What later cycles send meanwhile joins the batch that
+    waits, else each would wait for all before it.
+    """
+
+    def __init__(self, messages: Columns) -> None:
+        self._parts, self._count, self._bytes = [messages], len(messages), messages.record_bytes
+        self._producer: tuple[int, int, int] | None = None
+        self._taken = False  # by the sender: it has counted the messages
+        self._built = bytearray()
+
+    def join(self, messages: Columns) -> bool:
+        """Take in more messages; False where it is too late or there is no room."""
+        if self._taken or self._bytes + messages.record_bytes > PRODUCE_BATCH_BYTES:
+            return False
+        self._parts.append(messages)
+        self._count += len(messages)
+        self._bytes += messages.record_bytes
+        return True
 
     def record_count(self) -> int:
         return self._count
 
     def size(self) -> int:
-        return len(self._batch)
+        return self._bytes
 
     def closed(self) -> bool:
         return True
@@ -152,24 +165,43 @@ class _PackedBatch:
         pass
 
     def _set_producer_state(self, producer_id: int, producer_epoch: int, base_sequence: int) -> None:
-        set_producer(self._batch, producer_id, producer_epoch, base_sequence)
+        self._producer, self._taken = (producer_id, producer_epoch, base_sequence), True
 
     def _build(self) -> bytearray:
-        checksum = calc_crc32c(memoryview(self._batch)[CRC_FROM:])
-        self._batch[CRC_AT:CRC_FROM] = checksum.to_bytes(4, "big")
-        return self._batch
+        if not self._built:
+            self._taken = True
+            self._built, _ = record_batch(Columns.concat(self._parts), 0, now_ms(), self._bytes)
+            self._parts.clear()
+            if self._producer is not None:
+                set_producer(self._built, *self._producer)
+            checksum = calc_crc32c(memoryview(self._built)[CRC_FROM:])
+            self._built[CRC_AT:CRC_FROM] = checksum.to_bytes(4, "big")
+        return self._built
 
 
-def _packed(messages: Columns) -> Iterator[_PackedBatch]:
-    first, now_ms = 0, int(time.time() * 1000)
+class _Waiting(NamedTuple):
+    """The newest batch of a partition, and its acknowledgement."""
+
+    batch: _Batch
+    acknowledged: asyncio.Future[Any]
+
+
+def now_ms() -> int:
+    """What messages get as their time."""
+    return int(time.time() * 1000)
+
+
+def _cut(messages: Columns) -> Iterator[Columns]:
+    """Parts that fit a batch; one message at least, however long it is."""
+    if messages.record_bytes <= PRODUCE_BATCH_BYTES:
+        yield messages
+        return
+    ends, first = messages.record_ends(), 0
     while first < len(messages):
-        batch, count = record_batch(messages, first, now_ms, PRODUCE_BATCH_BYTES)
-        first += count
-        yield _PackedBatch(batch, count)
-
-
-def _append(batch: Any, message: Message) -> bool:
-    return batch.append(key=message[0], value=message[1], timestamp=None) is not None
+        before = int(ends[first - 1]) if first else 0
+        last = max(int(np.searchsorted(ends, before + PRODUCE_BATCH_BYTES - HEAD_BYTES, "right")), first + 1)
+        yield messages.part(slice(first, last))
+        first = last
 
 
 def _refusal(topic: str, error: KafkaError) -> HeadraceError:

@@ -32,7 +32,7 @@ from stream.suspects import Suspects
 STEP_VISITORS, POPULAR_VISITORS = 60.0, 500.0  # that the model's shares are worth
 _POPULAR, _LIFTED, _LIFT_VISITORS = 1024, 16, 3.0
 _LIFT = 0.5  # of what an item is wanted more than the model knows, its gain in every list
-_REFRESH_CLICKS = 32
+_REFRESH_CLICKS, _REFRESH_SHARE = (32, 1024), 0.01  # so many clicks change the lists: this share of all that count
 _SCALE_MAX = 40.0  # half-lives; 2**40 is far from any limit
 
 Hashes = NDArray[np.uint64]
@@ -73,6 +73,9 @@ class Trends:
         self._counted: dict[int, int] = {}  # the next offset, by partition
         self._fresh = 0  # clicks since the lists below were made
         self._model: Recommender | None = None
+        self._share = np.zeros(1)  # of all clicks, by the model's number; of an item that it does not know, 0
+        self._numbers = np.full(len(self._counts.items), -1, np.int32)  # the model's, by slot,
+        self._numbered = np.zeros(len(self._counts.items), np.uint64)  # of the item of this hash
         self._places = np.full(len(self._counts.items), -1, np.int32)
         self._popular: tuple[Ints, Floats] = np.zeros(0, np.int32), np.zeros(0, np.float32)
         self._weights = np.zeros(0, np.float32)  # of what is popular, beside that of the first
@@ -91,47 +94,44 @@ class Trends:
         """The hashes of the items that :meth:`item_id` names for these slots, so that a filter judges what is shown."""
         return self._named[slots]
 
-    def learn(self, partition: int, offsets: Sequence[int], viewed: Sequence[str], items: Hashes, before: Hashes,
-              visitors: Sequence[str], times: Longs, marks: Longs, counts: NDArray[np.bool_]) -> None:  # fmt: skip
-        """Count n clicks of one partition in the order of their offsets.
+    def learn(self, work: Sequence[ClickPart], before: Hashes, suspects: Suspects) -> None:
+        """Count the clicks of a cycle; ``before`` as of :func:`viewed_before`.
 
-        ``items`` uint64[n] are the hashes of the ids ``viewed``, ``before`` uint64[n] that of the item viewed before in
-        the session, 0 for none; ``times`` and ``marks`` (watermarks) int64[n] in ms; ``counts`` bool[n] whether a click
-        may count.
+        What a long session clicks does not count: it is not a person's. Nor does what is tied to fraud.
         """
-        first = self._counted.get(partition, 0)
-        wanted = counts & (np.array(offsets, np.int64) >= first)
-        self._counted[partition] = max(first, offsets[-1] + 1)
-        if not wanted.any():
-            return
+        work = [part for part in work if part.records]
+        wanted = [self._new(part) & ~np.array(part.long_session, np.bool_) for part in work]
+        if suspects:
+            for part, free in zip(work, wanted, strict=True):
+                batch = part.batch
+                who = list(zip(batch.card_id, batch.session_id, batch.user_id, strict=True))
+                free &= ~np.array(suspects.among(who, batch.time.tolist()), np.bool_)
+        if any(free.any() for free in wanted):
+            self._count(work, before, np.concatenate(wanted))
+
+    def _new(self, part: ClickPart) -> NDArray[np.bool_]:
+        """Which clicks of a part were not counted before a failure; bool[n]."""
+        first = self._counted.get(part.partition, 0)
+        offsets = np.array([record.offset for record in part.records], np.int64)
+        self._counted[part.partition] = max(first, int(offsets[-1]) + 1)
+        return offsets >= first
+
+    def _count(self, work: Sequence[ClickPart], before: Hashes, wanted: NDArray[np.bool_]) -> None:
+        columns = zip(*((part.batch.time, part.marks, part.items) for part in work), strict=True)
+        times, marks, items = map(np.concatenate, columns)
+        viewed = [id_ for part in work for id_ in part.batch.item_id]
+        visitors = [user or session for part in work
+                    for user, session in zip(part.batch.user_id, part.batch.session_id, strict=True)]  # fmt: skip
         time = np.where(marks > UNMARKED.time, np.minimum(times, marks), times)
         self._pass_time(int(time[wanted].max()))
         weight = np.where(wanted, np.exp2((time - self._from_ms) / self._half_ms), 0.0)
         slots = np.empty(len(weight), np.int64)
-        count_clicks(items, before, hash_strings(list(visitors)), weight, self._counts, slots)
+        count_clicks(items, before, hash_strings(visitors), weight, self._counts, slots)
         for i in np.flatnonzero(slots >= 0).tolist():
             self._ids[int(slots[i])] = viewed[i]
         named = slots[slots >= 0]
         self._named[named] = self._counts.items[named]
         self._fresh += int(wanted.sum())
-
-    def learn_all(self, work: Sequence[ClickPart], before: Hashes, suspects: Suspects) -> None:
-        """Count the clicks of a cycle; ``before`` as of :func:`viewed_before`.
-
-        What a long session clicks does not count: it is not a person's. Nor does what is tied to fraud.
-        """
-        row = 0
-        for part in work:
-            batch, rows = part.batch, slice(row, row + len(part.records))
-            row = rows.stop
-            if part.records:
-                free = ~np.array(part.long_session, np.bool_)
-                if suspects:
-                    who = list(zip(batch.card_id, batch.session_id, batch.user_id, strict=True))
-                    free &= ~np.array(suspects.among(who, batch.time.tolist()), np.bool_)
-                visitors = [user or session for user, session in zip(batch.user_id, batch.session_id, strict=True)]
-                self.learn(part.partition, [record.offset for record in part.records], batch.item_id, part.items,
-                           before[rows], visitors, batch.time, part.marks, free)  # fmt: skip
 
     def _pass_time(self, now_ms: int) -> None:
         if self._from_ms == 0:
@@ -164,16 +164,27 @@ class Trends:
         return self._popular[0], self._weights
 
     def _renew(self, model: Recommender) -> None:
-        # Where hardly anything was counted yet, each click tells much of what is wanted.
-        if self._ids and (model is not self._model or self._fresh >= min(_REFRESH_CLICKS, len(self._ids))):
+        if self._ids and (model is not self._model or self._fresh >= self._enough()):
             self._refresh(model)
+
+    def _enough(self) -> int:
+        """How many clicks change what is wanted; where hardly anything was counted yet, each tells much of it."""
+        least, most = _REFRESH_CLICKS
+        share = int(_REFRESH_SHARE * self._counts.total[0] * self._worth)
+        return min(max(share, least), most, len(self._ids))
 
     def _refresh(self, model: Recommender) -> None:
         """Number the counted items as the model does, and list what is wanted."""
-        self._model, self._fresh = model, 0
+        if model is not self._model:
+            share = model.popularity.astype(np.float64) / max(model.popularity.sum(dtype=np.float64), 1e-300)
+            self._model, self._share = model, np.append(share, 0.0)
+            self._numbered[:] = 0
+        self._fresh = 0
         counts, n = self._counts, model.items
         used = np.flatnonzero(counts.items)
-        numbers = model.numbers_of(counts.items[used])
+        fresh = used[self._numbered[used] != counts.items[used]]
+        self._numbers[fresh], self._numbered[fresh] = model.numbers_of(counts.items[fresh]), counts.items[fresh]
+        numbers = self._numbers[used]
         # A step from an item counts it without its id: from state in Redis, the item is known by its hash alone.
         told = (numbers >= 0) | (self._named[used] == counts.items[used])
         self._places[used[~told]] = -1
@@ -181,17 +192,27 @@ class Trends:
         self._places[used] = np.where(numbers >= 0, numbers, n + used)
         worth, places = self._worth, self._places[used]
         visitors, total = counts.weight[used] * worth, counts.total[0] * worth
-        share = model.popularity.astype(np.float64) / max(model.popularity.sum(dtype=np.float64), 1e-300)
-        own = np.append(share, 0.0)[np.where(numbers >= 0, numbers, n)]
+        own = self._share[np.where(numbers >= 0, numbers, n)]
         mean = (POPULAR_VISITORS * own + visitors) / (POPULAR_VISITORS + total)
-        lift = np.where(visitors >= _LIFT_VISITORS, mean - own, 0.0)
+        # Without a model all is wanted more than it knows.
+        risen = np.flatnonzero((visitors >= _LIFT_VISITORS) & (mean > own)) if n else used[:0]
+        lift = mean[risen] - own[risen]
         best = np.argsort(-lift, kind="stable")[:_LIFTED]
-        best = best[lift[best] > 0] if n else best[:0]  # without a model all is wanted more than it knows
-        self._lifted = places[best], (lift[best] * _LIFT).astype(np.float32)
-        known = np.setdiff1d(np.arange(min(n, _POPULAR), dtype=np.int32), places)
+        self._lifted = places[risen[best]], (lift[best] * _LIFT).astype(np.float32)
+        uncounted = np.ones(min(n, _POPULAR), np.bool_)
+        uncounted[places[places < len(uncounted)]] = False
+        known = np.flatnonzero(uncounted).astype(np.int32)
         every = np.concatenate([places, known])
-        mean = np.concatenate([mean, share[known] * POPULAR_VISITORS / (POPULAR_VISITORS + total)])
-        best = np.lexsort((every, -mean))[:_POPULAR]
+        mean = np.concatenate([mean, self._share[known] * POPULAR_VISITORS / (POPULAR_VISITORS + total)])
+        best = _largest(mean, every, _POPULAR)
         self._popular = every[best].astype(np.int32), mean[best].astype(np.float32)
         # All may have faded to nothing where no model says what is popular.
         self._weights = (mean[best] / max(mean.max(initial=0.0), 1e-300)).astype(np.float32)
+
+
+def _largest(values: NDArray[np.float64], numbers: Ints, count: int) -> Longs:
+    """Where the ``count`` largest values stand, largest first, and among equals the lowest number first."""
+    among = np.arange(len(values))
+    if len(values) > count:
+        among = np.flatnonzero(values >= np.partition(values, -count)[-count])
+    return among[np.lexsort((numbers[among], -values[among]))][:count]

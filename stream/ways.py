@@ -44,4 +44,4 @@ class Way:
     def learn(self, work: Sequence[ClickPart], before: NDArray[np.uint64], suspects: Suspects) -> None:
         """Count the clicks of a cycle; ``before`` as of :func:`stream.trending.viewed_before`."""
         if self.trends is not None:
-            self.trends.learn_all(work, before, suspects)
+            self.trends.learn(work, before, suspects)

@@ -12,9 +12,10 @@ from aiokafka.record.memory_records import MemoryRecords
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.recordbatch import HEAD_BYTES, RECORD_BYTES, Columns, record_batch
+from features.recordbatch import Columns
 from features.texts import Texts
-from stream.publisher import _packed, _PackedBatch
+from stream import publisher
+from stream.publisher import _Batch, _cut
 
 NOW_MS = 1_700_000_000_000
 _texts = st.one_of(st.text(max_size=5), st.integers(0, 20_000).map(lambda n: "x" * n))
@@ -42,37 +43,53 @@ def test_a_batch_has_the_bytes_of_aiokafkas_builder(pairs: list[tuple[str, str]]
     )
     for i, (key, value) in enumerate(pairs):
         builder.append(i, NOW_MS, key.encode(), value.encode(), [])
-    batch = _PackedBatch(*record_batch(columns(pairs), 0, NOW_MS, 10_000_000))
+    batch = _Batch(columns(pairs))
     batch._set_producer_state(7, 3, 11)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publisher, "now_ms", lambda: NOW_MS)
+        assert batch.size() >= len(batch._build())
     assert batch.record_count() == len(pairs)
     assert bytes(batch._build()) == bytes(builder.build())
-    assert batch.size() == len(batch._build())
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(_texts, _texts), min_size=1, max_size=60), st.integers(100, 50_000))
 def test_no_message_is_lost_where_batches_are_full(pairs: list[tuple[str, str]], bytes_max: int) -> None:
-    messages, first, found = columns(pairs), 0, []
-    while first < len(messages):
-        batch, count = record_batch(messages, first, NOW_MS, bytes_max)
-        longest = HEAD_BYTES + RECORD_BYTES + sum(map(len, messages[first]))
-        assert len(batch) <= max(bytes_max, longest)
-        found += read(bytes(_PackedBatch(batch, count)._build()))
-        first += count
+    messages, found = columns(pairs), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publisher, "PRODUCE_BATCH_BYTES", bytes_max)
+        for part in _cut(messages):
+            data = bytes(_Batch(part)._build())
+            assert len(data) <= bytes_max or len(part) == 1
+            found += read(data)
     assert found == list(messages) == [(key.encode(), value.encode()) for key, value in pairs]
 
 
-def test_messages_beyond_one_batch_become_several(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stream.publisher.PRODUCE_BATCH_BYTES", HEAD_BYTES + 100)
-    messages = columns([(f"card-{i}", "v" * 40) for i in range(5)])
-    batches = list(_packed(messages))
-    assert [batch.record_count() for batch in batches] == [1, 1, 1, 1, 1]
-    assert [pair for batch in batches for pair in read(bytes(batch._build()))] == list(messages)
+_messages = st.lists(st.lists(st.tuples(_texts, _texts), min_size=1, max_size=5), min_size=1, max_size=8)
+
+
+@settings(max_examples=100, deadline=None)
+@given(_messages, st.integers(1000, 50_000))
+def test_what_waits_is_sent_together_as_long_as_it_fits(cycles: list[list[tuple[str, str]]], bytes_max: int) -> None:
+    batches: list[_Batch] = []
+    ends = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publisher, "PRODUCE_BATCH_BYTES", bytes_max)
+        for pairs in cycles:
+            for part in _cut(Columns.of([(key.encode(), value.encode()) for key, value in pairs])):
+                if not (batches and batches[-1].join(part)):
+                    batches.append(_Batch(part))
+                ends.append((len(batches) - 1, batches[-1].record_count()))
+        sent = [read(bytes(batch._build())) for batch in batches]
+        assert not any(batch.join(columns([("k", "v")])) for batch in batches), "a batch that was taken stays as it is"
+    assert [pair for found in sent for pair in found] == [(k.encode(), v.encode()) for c in cycles for k, v in c]
+    assert [batch.record_count() for batch in batches] == list(map(len, sent)) and ends == sorted(ends)
+    assert all(batch.size() <= bytes_max or len(found) == 1 for batch, found in zip(batches, sent, strict=True))
 
 
 def test_a_batch_has_everything_that_aiokafka_asks_of_a_builder() -> None:
     asked: set[str] = {
         name for name, kind in vars(BatchBuilder).items() if callable(kind) and not name.startswith("__")
     }
-    ours: Any = _PackedBatch(bytearray(), 0)
+    ours: Any = _Batch(columns([("k", "v")]))
     assert {name for name in asked if hasattr(ours, name)} == asked - {"append", "_serialize"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -198,7 +199,7 @@ def test_a_filter_judges_the_item_that_is_named_also_where_its_place_in_the_tabl
     learned(trends, [(f"s{number}", item, NOON_MS) for number, item in enumerate(ids)])
     before, later = hash_strings([f"only a hash {number}" for number in range(n)]), np.full(n, NOON_MS + 60 * MINUTE_MS)
     last = ["last"] * n
-    trends.learn(0, range(n, 2 * n), last, hash_strings(last), before, ids, later, later, np.ones(n, np.bool_))
+    trends.learn([clicked(range(n, 2 * n), last, ids, later, later)], before, Suspects())
     model = fitted(checkerboard(groups=2, size=2, sessions=20))
     places = trends.popular(model)[0]
     slots = places[places >= model.items].astype(np.int64) - model.items
@@ -231,11 +232,19 @@ def test_a_session_that_is_no_id_ties_nothing(value: bytes) -> None:
     assert visitor("c", value) == ("c", None, None)
 
 
+def clicked(offsets: Sequence[int], items: list[str], sessions: list[str], times: Any, marks: Any) -> Any:
+    """A partition's share of a cycle, as far as it counts for what is wanted now."""
+    none: list[None] = [None] * len(items)
+    batch = SimpleNamespace(item_id=items, session_id=sessions, user_id=none, card_id=none, time=times)
+    return SimpleNamespace(partition=0, records=[SimpleNamespace(offset=offset) for offset in offsets], batch=batch,
+                           marks=marks, items=hash_strings(items), long_session=[False] * len(items))  # fmt: skip
+
+
 def learned(trends: Trends, clicks: list[Click], first: int = 0, mark_ms: int = NOON_MS) -> Trends:
     n, items = len(clicks), [item for _, item, _ in clicks]
-    trends.learn(0, range(first, first + n), items, hash_strings(items), np.zeros(n, np.uint64),
-                 [session for session, _, _ in clicks], np.array([time for _, _, time in clicks]),
-                 np.full(n, mark_ms), np.ones(n, np.bool_))  # fmt: skip
+    part = clicked(range(first, first + n), items, [session for session, _, _ in clicks],
+                   np.array([time for _, _, time in clicks]), np.full(n, mark_ms))  # fmt: skip
+    trends.learn([part], np.zeros(n, np.uint64), Suspects())
     return trends
 
 
