@@ -78,7 +78,6 @@ class Lister:
         self._levers = levers
         self._strangers: dict[int, int] = {}  # places of this call by hash, of items that only trends know
         self._trends: Moving | None = None
-        self._popular_placed: tuple[Ints, int, Ints, dict[int, int]] | None = None
         self._texts: dict[tuple[int, int], tuple[RecommendationReason, str | None, str]] = {}
         self._texts_of: tuple[object, int] = (None, -1)
 
@@ -104,8 +103,7 @@ class Lister:
             self._strangers = {}
             if trends is not None:
                 items[np.arange(items.shape[1]) >= sizes[:, None]] = -1
-                popular = self._placed_popular(model, trends, how.popular)
-                items = self._placed(model, trends, items)
+                items, popular = self._placed(model, trends, items), self._placed(model, trends, how.popular)
             else:
                 popular = how.popular
             found = Found(items, scores, sizes, reasons, popular, how.weights)
@@ -120,7 +118,7 @@ class Lister:
         none, no_scores = np.zeros((m, 0), np.int32), np.zeros((m, 0), np.float32)
         with self.shelf.lock:
             self._strangers = {}
-            popular = how.popular if trends is None else self._placed_popular(model, trends, how.popular)
+            popular = how.popular if trends is None else self._placed(model, trends, how.popular)
             found = Found(none, no_scores, np.zeros(m, np.int32), none, popular, how.weights)
             filled = self._filtered(model, unasked, found, hide, k)
             same = np.zeros(m, np.int64)
@@ -158,14 +156,6 @@ class Lister:
         own = np.where(slots >= 0, n + slots, beyond + unknown - n).astype(np.int32)
         self._strangers |= dict(zip(hashes, own.tolist(), strict=True))
         return np.where(places >= n, own[np.searchsorted(unknown, np.maximum(places, n)) % len(own)], places)
-
-    def _placed_popular(self, model: Recommender, trends: Moving, places: Ints) -> Ints:
-        """The same of what is popular, the first of a call; done anew when it or the shelf changes."""
-        known = self._popular_placed
-        if known is None or known[0] is not places or known[1] != len(self.shelf):
-            known = self._popular_placed = places, len(self.shelf), self._placed(model, trends, places), self._strangers
-        self._strangers = dict(known[3])
-        return known[2]
 
     def _hides_viewed(self, model: Recommender) -> bool:
         return bool(model.settings[EXCLUDE_CURRENT]) if self._viewed == "auto" else self._viewed == "hide"

@@ -49,7 +49,9 @@ class Columns(Sequence[tuple[bytes, bytes]]):
         """All messages of several, in order."""
         if len(parts) == 1:
             return parts[0]
-        return cls(Texts.concat([part.keys for part in parts]), Texts.concat([part.values for part in parts]))
+        # Keys may lie in the bytes of a whole fetch.
+        return cls(Texts.concat([part.keys.packed() for part in parts]),
+                   Texts.concat([part.values.packed() for part in parts]))  # fmt: skip
 
     def part(self, at: slice) -> Columns:
         """Consecutive messages; nothing is copied."""
@@ -101,17 +103,14 @@ def _size(value: int) -> int:
 
 @njit(cache=True, nogil=True)
 def _records(keys: _U8, key_starts: _Ints, key_ends: _Ints, values: _U8, value_starts: _Ints, value_ends: _Ints,
-             first: int, out: _U8) -> tuple[int, int]:  # fmt: skip
-    """Write records from ``first`` on as long as they fit; where they end, and how many they are."""
-    at, count = 0, 0
-    for i in range(first, len(key_starts)):
+             out: _U8) -> int:  # fmt: skip
+    """Write all records; where they end."""
+    at = 0
+    for i in range(len(key_starts)):
         key, value = key_ends[i] - key_starts[i], value_ends[i] - value_starts[i]
-        length = 3 + _size(count) + _size(key) + _size(value) + key + value
-        if at + _size(length) + length > len(out):
-            break
-        at = _varint(out, at, length)
+        at = _varint(out, at, 3 + _size(i) + _size(key) + _size(value) + key + value)
         out[at], out[at + 1] = 0, 0  # attributes, and as much later than the batch's first time
-        at = _varint(out, at + 2, count)
+        at = _varint(out, at + 2, i)
         at = _varint(out, at, key)
         for j in range(key_starts[i], key_ends[i]):
             out[at] = keys[j]
@@ -122,23 +121,17 @@ def _records(keys: _U8, key_starts: _Ints, key_ends: _Ints, values: _U8, value_s
             at += 1
         out[at] = 0  # headers
         at += 1
-        count += 1
-    return at, count
+    return at
 
 
-def record_batch(messages: Columns, first: int, time_ms: int, bytes_max: int) -> tuple[bytearray, int]:
-    """A batch of the messages from ``first`` on, as many as fit into ``bytes_max``, all of one time; and how many.
-
-    At least one, however long it is. The batch has neither a producer nor a checksum yet.
-    """
-    keys, values = messages.keys, messages.values
-    sizes = (keys.ends - keys.starts)[first:] + (values.ends - values.starts)[first:] + RECORD_BYTES
-    out = np.empty(HEAD_BYTES + min(int(sizes.sum()), max(bytes_max - HEAD_BYTES, int(sizes[0]))), np.uint8)
-    end, count = _records(keys.data, keys.starts, keys.ends, values.data, values.starts, values.ends, first,
-                          out[HEAD_BYTES:])  # fmt: skip
+def record_batch(messages: Columns, time_ms: int) -> bytearray:
+    """A batch of the messages, all of one time. It has neither a producer nor a checksum yet."""
+    keys, values, count = messages.keys, messages.values, len(messages)
+    out = np.empty(messages.record_bytes, np.uint8)
+    end = _records(keys.data, keys.starts, keys.ends, values.data, values.starts, values.ends, out[HEAD_BYTES:])
     batch = bytearray(out[: HEAD_BYTES + end])
     _HEAD.pack_into(batch, 0, 0, len(batch) - _LENGTH_FROM, -1, 2, 0, 0, count - 1, time_ms, time_ms, -1, -1, -1, count)
-    return batch, count
+    return batch
 
 
 def set_producer(batch: bytearray, producer_id: int, epoch: int, sequence: int) -> None:

@@ -7,9 +7,10 @@ been written: the caller drops its state and reads the partitions' tails before 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ from features.recordbatch import CRC_AT, CRC_FROM, HEAD_BYTES, Columns, record_b
 from stream.connections import PRODUCE_BATCH_BYTES
 from stream.lane import Message, Target
 
+log = logging.getLogger("headrace.worker")
 _STOP_S = 10.0
 _FINAL = (MessageSizeTooLargeError, RecordListTooLargeError, TopicAuthorizationFailedError)
 # Partition, how many messages of the batch there are up to the last one handed over, and the batch's acknowledgement.
@@ -45,16 +47,22 @@ class Publisher:
 
     async def start(self) -> None:
         """Connect."""
-        self._waiting.clear()
         self._producer = await self._connect()
         self._spoilt = False
 
     async def stop(self) -> None:
-        """Disconnect."""
+        """Disconnect; what is not on its way to Kafka by now never will be."""
+        self._waiting.clear()
         if self._producer is not None:
             producer, self._producer = self._producer, None
-            with suppress(TimeoutError, KafkaError):
+            try:
                 await asyncio.wait_for(producer.stop(), _STOP_S)
+            except TimeoutError:
+                # It was waiting for its batches: it would send them once the broker is back, after the tails were read.
+                producer._sender._sender_task.cancel()
+                await producer.client.close()
+            except KafkaError as error:
+                log.debug("a producer that is replaced: %r", error)
 
     async def settle(self) -> None:
         """Wait until no batch is on its way any more, so that nothing of a cycle that was given up arrives later.
@@ -82,9 +90,10 @@ class Publisher:
             columns = messages if isinstance(messages, Columns) else Columns.of(messages)
             for part in _cut(columns):
                 waiting = self._waiting.get(target)
-                if waiting is None or waiting.acknowledged.done() or not waiting.batch.join(part):
+                if waiting is None or not waiting.batch.join(part):
                     batch = _Batch(part)
                     waiting = self._waiting[target] = _Waiting(batch, await self._send(batch, *target))
+                    waiting.acknowledged.add_done_callback(partial(self._forget, target, batch))
                 pending.append((target, waiting.batch.record_count(), waiting.acknowledged))
         return pending
 
@@ -102,6 +111,10 @@ class Publisher:
         self._open.add(future)
         future.add_done_callback(self._landed)
         return future
+
+    def _forget(self, target: Target, batch: _Batch, _: asyncio.Future[Any]) -> None:
+        if target in self._waiting and self._waiting[target].batch is batch:
+            del self._waiting[target]
 
     def _landed(self, future: asyncio.Future[Any]) -> None:
         self._open.discard(future)
@@ -126,6 +139,8 @@ class Publisher:
                 raise _refusal(target[0], result)
             if isinstance(result, BaseException):
                 raise result
+            if result.offset < 0:  # a repeated request of which the broker remembers no more than that it had it
+                raise ServiceUnavailable(f"Kafka has answers for {target[0]} and does not say where")
             positions[target] = result.offset + count
         return positions
 
@@ -140,7 +155,7 @@ class _Batch:
     def __init__(self, messages: Columns) -> None:
         self._parts, self._count, self._bytes = [messages], len(messages), messages.record_bytes
         self._producer: tuple[int, int, int] | None = None
-        self._taken = False  # by the sender: it has counted the messages
+        self._taken = False  # by the sender: the messages are counted, or the bytes are made
         self._built = bytearray()
 
     def join(self, messages: Columns) -> bool:
@@ -170,7 +185,7 @@ class _Batch:
     def _build(self) -> bytearray:
         if not self._built:
             self._taken = True
-            self._built, _ = record_batch(Columns.concat(self._parts), 0, now_ms(), self._bytes)
+            self._built = record_batch(Columns.concat(self._parts), now_ms())
             self._parts.clear()
             if self._producer is not None:
                 set_producer(self._built, *self._producer)

@@ -32,7 +32,8 @@ from stream.suspects import Suspects
 STEP_VISITORS, POPULAR_VISITORS = 60.0, 500.0  # that the model's shares are worth
 _POPULAR, _LIFTED, _LIFT_VISITORS = 1024, 16, 3.0
 _LIFT = 0.5  # of what an item is wanted more than the model knows, its gain in every list
-_REFRESH_CLICKS, _REFRESH_SHARE = (32, 1024), 0.01  # so many clicks change the lists: this share of all that count
+# So many clicks change the lists: a share of all that count, within bounds.
+_REFRESH_SHARE, _REFRESH_LEAST, _REFRESH_MOST = 0.01, 32, 1024
 _SCALE_MAX = 40.0  # half-lives; 2**40 is far from any limit
 
 Hashes = NDArray[np.uint64]
@@ -84,7 +85,8 @@ class Trends:
     @property
     def nbytes(self) -> int:
         """Memory of the counts."""
-        return sum(array.nbytes for array in self._counts) + self._places.nbytes + self._named.nbytes
+        by_slot = (self._places, self._named, self._numbers, self._numbered)
+        return sum(array.nbytes for array in (*self._counts, *by_slot))
 
     def item_id(self, model: Recommender, place: int) -> str:
         """The id of a place: the model's number, or beyond them n + slot of an item that it does not know."""
@@ -100,7 +102,7 @@ class Trends:
         What a long session clicks does not count: it is not a person's. Nor does what is tied to fraud.
         """
         work = [part for part in work if part.records]
-        wanted = [self._new(part) & ~np.array(part.long_session, np.bool_) for part in work]
+        wanted = [self._first_time(part) & ~np.array(part.long_session, np.bool_) for part in work]
         if suspects:
             for part, free in zip(work, wanted, strict=True):
                 batch = part.batch
@@ -109,8 +111,8 @@ class Trends:
         if any(free.any() for free in wanted):
             self._count(work, before, np.concatenate(wanted))
 
-    def _new(self, part: ClickPart) -> NDArray[np.bool_]:
-        """Which clicks of a part were not counted before a failure; bool[n]."""
+    def _first_time(self, part: ClickPart) -> NDArray[np.bool_]:
+        """Which clicks of a part were not counted before a failure; bool[n]. From now on all of them were."""
         first = self._counted.get(part.partition, 0)
         offsets = np.array([record.offset for record in part.records], np.int64)
         self._counted[part.partition] = max(first, int(offsets[-1]) + 1)
@@ -124,13 +126,12 @@ class Trends:
                     for user, session in zip(part.batch.user_id, part.batch.session_id, strict=True)]  # fmt: skip
         time = np.where(marks > UNMARKED.time, np.minimum(times, marks), times)
         self._pass_time(int(time[wanted].max()))
-        weight = np.where(wanted, np.exp2((time - self._from_ms) / self._half_ms), 0.0)
+        weight = np.where(wanted, np.exp2(np.where(wanted, time - self._from_ms, 0) / self._half_ms), 0.0)
         slots = np.empty(len(weight), np.int64)
         count_clicks(items, before, hash_strings(visitors), weight, self._counts, slots)
         for i in np.flatnonzero(slots >= 0).tolist():
             self._ids[int(slots[i])] = viewed[i]
-        named = slots[slots >= 0]
-        self._named[named] = self._counts.items[named]
+        self._named[slots[slots >= 0]] = items[slots >= 0]  # of two items of one slot the later, as above
         self._fresh += int(wanted.sum())
 
     def _pass_time(self, now_ms: int) -> None:
@@ -169,9 +170,8 @@ class Trends:
 
     def _enough(self) -> int:
         """How many clicks change what is wanted; where hardly anything was counted yet, each tells much of it."""
-        least, most = _REFRESH_CLICKS
         share = int(_REFRESH_SHARE * self._counts.total[0] * self._worth)
-        return min(max(share, least), most, len(self._ids))
+        return min(max(share, _REFRESH_LEAST), _REFRESH_MOST, len(self._ids))
 
     def _refresh(self, model: Recommender) -> None:
         """Number the counted items as the model does, and list what is wanted."""

@@ -2,6 +2,7 @@
 
 In: its path. Out: its bytes, once for each change. Whoever saves a file may empty it or move it away for a moment, and
 a worker that took that moment at its word would run without a rule or a cap; so a change counts once it has rested.
+What it holds at the start counts at once.
 """
 
 from __future__ import annotations

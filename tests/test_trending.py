@@ -14,7 +14,7 @@ import pytest
 
 from features.hashing import hash_strings
 from features.recommender import Recommender
-from features.trends import ITEMS
+from features.trends import ITEMS, WAYS
 from stream.lane import Tally
 from stream.recommend import RecommendLane
 from stream.settings import Settings
@@ -207,6 +207,23 @@ def test_a_filter_judges_the_item_that_is_named_also_where_its_place_in_the_tabl
     assert len(slots) and np.array_equal(trends.hashes_of(slots), hash_strings(named))
 
 
+def test_an_item_that_loses_its_place_within_a_cycle_to_one_without_an_id_is_shown_no_more() -> None:
+    ids = [f"i{number}" for number in range(60_000)]
+    places = hash_strings(ids) % np.uint64(ITEMS // WAYS)
+    *first, shown, unnamed = [ids[number] for number in np.flatnonzero(places == places[0])[: WAYS + 1]]
+    elsewhere = ids[int(np.flatnonzero(places != places[0])[0])]
+    trends = learned(Trends(HALF_LIFE_S), [(f"s{item}{n}", item, NOON_MS) for item in first for n in range(3)])
+    now = np.full(1, NOON_MS)
+    cycle = [clicked([100], [shown], ["a"], now, now), clicked([0], [elsewhere], ["b"], now, now, partition=1)]
+    trends.learn(cycle, np.array([0, *hash_strings([unnamed])], np.uint64), Suspects())
+    model = fitted(checkerboard(groups=2, size=2, sessions=20))
+    wanted = trends.popular(model)[0]
+    named = [trends.item_id(model, int(place)) for place in wanted[wanted >= model.items]]
+    assert elsewhere in named and shown not in named
+    assert np.array_equal(trends.hashes_of(wanted[wanted >= model.items].astype(np.int64) - model.items),
+                          hash_strings(named))  # fmt: skip
+
+
 def test_a_card_is_suspect_for_as_long_as_it_ties_clicks_in_training() -> None:
     suspects, day_ms = Suspects(), 86_400_000
     stolen = ("stolen", None, None)
@@ -232,12 +249,14 @@ def test_a_session_that_is_no_id_ties_nothing(value: bytes) -> None:
     assert visitor("c", value) == ("c", None, None)
 
 
-def clicked(offsets: Sequence[int], items: list[str], sessions: list[str], times: Any, marks: Any) -> Any:
+def clicked(offsets: Sequence[int], items: list[str], sessions: list[str], times: Any, marks: Any, partition: int = 0
+            ) -> Any:  # fmt: skip
     """A partition's share of a cycle, as far as it counts for what is wanted now."""
     none: list[None] = [None] * len(items)
     batch = SimpleNamespace(item_id=items, session_id=sessions, user_id=none, card_id=none, time=times)
-    return SimpleNamespace(partition=0, records=[SimpleNamespace(offset=offset) for offset in offsets], batch=batch,
-                           marks=marks, items=hash_strings(items), long_session=[False] * len(items))  # fmt: skip
+    records = [SimpleNamespace(offset=offset) for offset in offsets]
+    return SimpleNamespace(partition=partition, records=records, batch=batch, marks=marks,
+                           items=hash_strings(items), long_session=[False] * len(items))  # fmt: skip
 
 
 def learned(trends: Trends, clicks: list[Click], first: int = 0, mark_ms: int = NOON_MS) -> Trends:
