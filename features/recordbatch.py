@@ -44,15 +44,6 @@ class Columns(Sequence[tuple[bytes, bytes]]):
         ends = bounds[1:].reshape(-1, 2).T.copy()  # of keys, and of values
         return cls(Texts(data, bounds[:-1:2].copy(), ends[0]), Texts(data, ends[0], ends[1]))
 
-    @classmethod
-    def concat(cls, parts: Sequence[Columns]) -> Columns:
-        """All messages of several, in order."""
-        if len(parts) == 1:
-            return parts[0]
-        # Keys may lie in the bytes of a whole fetch.
-        return cls(Texts.concat([part.keys.packed() for part in parts]),
-                   Texts.concat([part.values.packed() for part in parts]))  # fmt: skip
-
     def part(self, at: slice) -> Columns:
         """Consecutive messages; nothing is copied."""
         return Columns(self.keys.part(at), self.values.part(at))
@@ -66,7 +57,8 @@ class Columns(Sequence[tuple[bytes, bytes]]):
     def record_bytes(self) -> int:
         """How long a batch of all of them is at most."""
         if not self._bytes:
-            self._bytes = HEAD_BYTES + (int(self.record_ends()[-1]) if len(self) else 0)
+            keys, values = self.keys, self.values
+            self._bytes = HEAD_BYTES + _room(keys.starts, keys.ends, values.starts, values.ends)
         return self._bytes
 
     def __len__(self) -> int:
@@ -103,14 +95,13 @@ def _size(value: int) -> int:
 
 @njit(cache=True, nogil=True)
 def _records(keys: _U8, key_starts: _Ints, key_ends: _Ints, values: _U8, value_starts: _Ints, value_ends: _Ints,
-             out: _U8) -> int:  # fmt: skip
-    """Write all records; where they end."""
-    at = 0
+             before: int, out: _U8, at: int) -> int:  # fmt: skip
+    """Write records from ``at`` on, after as many others of the batch; where they end."""
     for i in range(len(key_starts)):
-        key, value = key_ends[i] - key_starts[i], value_ends[i] - value_starts[i]
-        at = _varint(out, at, 3 + _size(i) + _size(key) + _size(value) + key + value)
+        key, value, number = key_ends[i] - key_starts[i], value_ends[i] - value_starts[i], before + i
+        at = _varint(out, at, 3 + _size(number) + _size(key) + _size(value) + key + value)
         out[at], out[at + 1] = 0, 0  # attributes, and as much later than the batch's first time
-        at = _varint(out, at + 2, i)
+        at = _varint(out, at + 2, number)
         at = _varint(out, at, key)
         for j in range(key_starts[i], key_ends[i]):
             out[at] = keys[j]
@@ -124,12 +115,24 @@ def _records(keys: _U8, key_starts: _Ints, key_ends: _Ints, values: _U8, value_s
     return at
 
 
-def record_batch(messages: Columns, time_ms: int) -> bytearray:
-    """A batch of the messages, all of one time. It has neither a producer nor a checksum yet."""
-    keys, values, count = messages.keys, messages.values, len(messages)
-    out = np.empty(messages.record_bytes, np.uint8)
-    end = _records(keys.data, keys.starts, keys.ends, values.data, values.starts, values.ends, out[HEAD_BYTES:])
-    batch = bytearray(out[: HEAD_BYTES + end])
+@njit(cache=True, nogil=True)
+def _room(key_starts: _Ints, key_ends: _Ints, value_starts: _Ints, value_ends: _Ints) -> int:
+    """How many bytes records need at most."""
+    size = len(key_starts) * RECORD_BYTES
+    for i in range(len(key_starts)):
+        size += key_ends[i] - key_starts[i] + value_ends[i] - value_starts[i]
+    return size
+
+
+def record_batch(parts: Sequence[Columns], time_ms: int) -> bytearray:
+    """A batch of the messages of several, all of one time. It has neither a producer nor a checksum yet."""
+    out = np.empty(sum(part.record_bytes for part in parts), np.uint8)
+    at, count = HEAD_BYTES, 0
+    for part in parts:
+        keys, values = part.keys, part.values
+        at = _records(keys.data, keys.starts, keys.ends, values.data, values.starts, values.ends, count, out, at)
+        count += len(part)
+    batch = bytearray(out[:at])
     _HEAD.pack_into(batch, 0, 0, len(batch) - _LENGTH_FROM, -1, 2, 0, 0, count - 1, time_ms, time_ms, -1, -1, -1, count)
     return batch
 

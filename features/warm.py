@@ -85,7 +85,7 @@ def _warm_texts(table: Rows) -> None:
     layout = table.layout
     merge_all(*table.flat, zero.reshape(1, 1), zero + 1, layout.dims)
     decisions = allowed("a", 0, one, ids, ids, one, one, one, "a", one, np.zeros(1, np.int8), one, [b"}"])
-    record_batch(Columns(ids, decisions), 0)
+    record_batch([Columns(ids, decisions)], 0)
     clicks = list_messages.Clicks("a", 0, one, ids, ids, ids, ids, one, np.zeros(1, np.int8))
     list_messages.spliced(clicks, [([], UNSET)], zero, "a", None)
 

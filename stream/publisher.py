@@ -185,7 +185,7 @@ class _Batch:
     def _build(self) -> bytearray:
         if not self._built:
             self._taken = True
-            self._built = record_batch(Columns.concat(self._parts), now_ms())
+            self._built = record_batch(self._parts, now_ms())
             self._parts.clear()
             if self._producer is not None:
                 set_producer(self._built, *self._producer)
