@@ -82,19 +82,28 @@ class Publisher:
             await self.start()
 
     async def send(self, outputs: Mapping[Target, Sequence[Message]]) -> list[Pending]:
-        """Hand over all messages; returns what to wait for."""
+        """Hand over all messages; returns what to wait for.
+
+        Where messages joined what waits for the broker, this waits until that is on its way: a cycle that would begin
+        now would find fewer records, and its answers would go out no sooner.
+        """
         pending: list[Pending] = []
+        joined: list[_Batch] = []
         for target, messages in outputs.items():
             if not messages:
                 continue
             columns = messages if isinstance(messages, Columns) else Columns.of(messages)
             for part in _cut(columns):
                 waiting = self._waiting.get(target)
-                if waiting is None or not waiting.batch.join(part):
+                if waiting is not None and waiting.batch.join(part):
+                    joined.append(waiting.batch)
+                else:
                     batch = _Batch(part)
                     waiting = self._waiting[target] = _Waiting(batch, await self._send(batch, *target))
                     waiting.acknowledged.add_done_callback(partial(self._forget, target, batch))
                 pending.append((target, waiting.batch.record_count(), waiting.acknowledged))
+        for batch in joined:
+            await batch.taken.wait()
         return pending
 
     def _connected(self) -> AIOKafkaProducer:
@@ -113,6 +122,7 @@ class Publisher:
         return future
 
     def _forget(self, target: Target, batch: _Batch, _: asyncio.Future[Any]) -> None:
+        batch.taken.set()
         if target in self._waiting and self._waiting[target].batch is batch:
             del self._waiting[target]
 
@@ -155,12 +165,12 @@ class _Batch:
     def __init__(self, messages: Columns) -> None:
         self._parts, self._count, self._bytes = [messages], len(messages), messages.record_bytes
         self._producer: tuple[int, int, int] | None = None
-        self._taken = False  # by the sender: the messages are counted, or the bytes are made
+        self.taken = asyncio.Event()  # by the sender: the messages are counted, or the bytes are made
         self._built = bytearray()
 
     def join(self, messages: Columns) -> bool:
         """Take in more messages; False where it is too late or there is no room."""
-        if self._taken or self._bytes + messages.record_bytes > PRODUCE_BATCH_BYTES:
+        if self.taken.is_set() or self._bytes + messages.record_bytes > PRODUCE_BATCH_BYTES:
             return False
         self._parts.append(messages)
         self._count += len(messages)
@@ -180,11 +190,12 @@ class _Batch:
         pass
 
     def _set_producer_state(self, producer_id: int, producer_epoch: int, base_sequence: int) -> None:
-        self._producer, self._taken = (producer_id, producer_epoch, base_sequence), True
+        self._producer = producer_id, producer_epoch, base_sequence
+        self.taken.set()
 
     def _build(self) -> bytearray:
         if not self._built:
-            self._taken = True
+            self.taken.set()
             self._built = record_batch(self._parts, now_ms())
             self._parts.clear()
             if self._producer is not None:
