@@ -27,9 +27,10 @@ from features.errors import HeadraceError, ServiceUnavailable, TopicError
 from features.recordbatch import CRC_AT, CRC_FROM, HEAD_BYTES, Columns, record_batch, set_producer
 from stream.connections import PRODUCE_BATCH_BYTES
 from stream.lane import Message, Target
+from stream.pause import Pause
 
 log = logging.getLogger("headrace.worker")
-_STOP_S = 10.0
+_STOP_S, _PACE_S = 10.0, 0.1
 _FINAL = (MessageSizeTooLargeError, RecordListTooLargeError, TopicAuthorizationFailedError)
 # Partition, how many messages of the batch there are up to the last one handed over, and the batch's acknowledgement.
 Pending = tuple[Target, int, "asyncio.Future[Any]"]
@@ -84,8 +85,8 @@ class Publisher:
     async def send(self, outputs: Mapping[Target, Sequence[Message]]) -> list[Pending]:
         """Hand over all messages; returns what to wait for.
 
-        Where messages joined what waits for the broker, this waits until that is on its way: a cycle that would begin
-        now would find fewer records, and its answers would go out no sooner.
+        Where messages joined what waits for the broker, this waits a moment until that is on its way: a cycle that
+        began now would find fewer records, and its answers would go out no sooner.
         """
         pending: list[Pending] = []
         joined: list[_Batch] = []
@@ -103,7 +104,7 @@ class Publisher:
                     waiting.acknowledged.add_done_callback(partial(self._forget, target, batch))
                 pending.append((target, waiting.batch.record_count(), waiting.acknowledged))
         for batch in joined:
-            await batch.taken.wait()
+            await batch.under_way(_PACE_S)
         return pending
 
     def _connected(self) -> AIOKafkaProducer:
@@ -122,7 +123,7 @@ class Publisher:
         return future
 
     def _forget(self, target: Target, batch: _Batch, _: asyncio.Future[Any]) -> None:
-        batch.taken.set()
+        batch.take()
         if target in self._waiting and self._waiting[target].batch is batch:
             del self._waiting[target]
 
@@ -165,17 +166,28 @@ class _Batch:
     def __init__(self, messages: Columns) -> None:
         self._parts, self._count, self._bytes = [messages], len(messages), messages.record_bytes
         self._producer: tuple[int, int, int] | None = None
-        self.taken = asyncio.Event()  # by the sender: the messages are counted, or the bytes are made
+        self._taken = False  # by the sender: the messages are counted, or the bytes are made
+        self._pause = Pause()
         self._built = bytearray()
 
     def join(self, messages: Columns) -> bool:
         """Take in more messages; False where it is too late or there is no room."""
-        if self.taken.is_set() or self._bytes + messages.record_bytes > PRODUCE_BATCH_BYTES:
+        if self._taken or self._bytes + messages.record_bytes > PRODUCE_BATCH_BYTES:
             return False
         self._parts.append(messages)
         self._count += len(messages)
         self._bytes += messages.record_bytes
         return True
+
+    def take(self) -> None:
+        """From now on it stays as it is."""
+        self._taken = True
+        self._pause.end()
+
+    async def under_way(self, limit_s: float) -> None:
+        """Until it is taken, or ``limit_s`` seconds have passed; for one waiter at a time."""
+        if not self._taken:
+            await self._pause.wait(limit_s)
 
     def record_count(self) -> int:
         return self._count
@@ -191,11 +203,11 @@ class _Batch:
 
     def _set_producer_state(self, producer_id: int, producer_epoch: int, base_sequence: int) -> None:
         self._producer = producer_id, producer_epoch, base_sequence
-        self.taken.set()
+        self.take()
 
     def _build(self) -> bytearray:
         if not self._built:
-            self.taken.set()
+            self.take()
             self._built = record_batch(self._parts, now_ms())
             self._parts.clear()
             if self._producer is not None:
