@@ -57,8 +57,7 @@ class Columns(Sequence[tuple[bytes, bytes]]):
     def record_bytes(self) -> int:
         """How long a batch of all of them is at most."""
         if not self._bytes:
-            keys, values = self.keys, self.values
-            self._bytes = HEAD_BYTES + _room(keys.starts, keys.ends, values.starts, values.ends)
+            self._bytes = HEAD_BYTES + (int(self.record_ends()[-1]) if len(self) else 0)
         return self._bytes
 
     def __len__(self) -> int:
@@ -113,15 +112,6 @@ def _records(keys: _U8, key_starts: _Ints, key_ends: _Ints, values: _U8, value_s
         out[at] = 0  # headers
         at += 1
     return at
-
-
-@njit(cache=True, nogil=True)
-def _room(key_starts: _Ints, key_ends: _Ints, value_starts: _Ints, value_ends: _Ints) -> int:
-    """How many bytes records need at most."""
-    size = len(key_starts) * RECORD_BYTES
-    for i in range(len(key_starts)):
-        size += key_ends[i] - key_starts[i] + value_ends[i] - value_starts[i]
-    return size
 
 
 def record_batch(parts: Sequence[Columns], time_ms: int) -> bytearray:

@@ -31,7 +31,8 @@ class Part:
     marks: NDArray[np.int64]
     watermark: Watermark
     items: NDArray[np.uint64]  # hashes of what was clicked
-    events: NDArray[np.uint64]  # and of the clicks' own ids
+    events: NDArray[np.uint64]  # of the clicks' own ids
+    visitors: NDArray[np.uint64]  # and of who clicked: the user, else the session
     long_session: list[bool] = field(default_factory=list)
     bought: list[list[int]] = field(default_factory=list)  # where repeat buying is off, item hashes by click
     earlier: dict[int, list[int]] = field(default_factory=dict)  # by row of the cycle, last items of a returning user
@@ -43,19 +44,20 @@ class Part:
 
 
 class Ids(NamedTuple):
-    """Of a batch of clicks the keys, and the hashes of items and events; packed once for all three."""
+    """Of a batch of clicks the keys, and the hashes of items, events and keys; packed once for all."""
 
     keys: Texts
     items: NDArray[np.uint64]
     events: NDArray[np.uint64]
+    visitors: NDArray[np.uint64]
 
     @classmethod
     def of(cls, batch: ClickBatch) -> Ids:
         n = len(batch.rows)
         keys = [user or session for user, session in zip(batch.user_id, batch.session_id, strict=True)]
         texts = Texts.of([*batch.item_id, *batch.event_id, *keys])
-        hashes = texts.part(slice(0, 2 * n)).hashes().view(np.uint64)
-        return cls(texts.part(slice(2 * n, 3 * n)), hashes[:n], hashes[n:])
+        hashes = texts.hashes().view(np.uint64)
+        return cls(texts.part(slice(2 * n, 3 * n)), hashes[:n], hashes[n : 2 * n], hashes[2 * n :])
 
 
 class Queries:

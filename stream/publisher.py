@@ -193,7 +193,7 @@ class _Batch:
         return self._count
 
     def size(self) -> int:
-        return self._bytes
+        return len(self._built) or self._bytes
 
     def closed(self) -> bool:
         return True
@@ -208,7 +208,7 @@ class _Batch:
     def _build(self) -> bytearray:
         if not self._built:
             self.take()
-            self._built = record_batch(self._parts, now_ms())
+            self._built = record_batch(self._parts, int(time.time() * 1000))
             self._parts.clear()
             if self._producer is not None:
                 set_producer(self._built, *self._producer)
@@ -222,11 +222,6 @@ class _Waiting(NamedTuple):
 
     batch: _Batch
     acknowledged: asyncio.Future[Any]
-
-
-def now_ms() -> int:
-    """What messages get as their time."""
-    return int(time.time() * 1000)
 
 
 def _cut(messages: Columns) -> Iterator[Columns]:

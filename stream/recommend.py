@@ -204,7 +204,7 @@ class RecommendLane:
             state.offsets = state.offsets | {topic: fresh[-1].offset + 1}
             marks, state.watermark = advance(state.watermark, batch.time)
             parts.append(Part(partition, dict(state.offsets), answers, [fresh[i] for i in batch.rows], batch,
-                               marks, state.watermark, ids.items, ids.events))  # fmt: skip
+                               marks, state.watermark, ids.items, ids.events, ids.visitors))  # fmt: skip
         return parts
 
     def _wrong_partition(self, batch: ClickBatch, partition: int, keys: Texts) -> dict[int, Bad]:

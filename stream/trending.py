@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.decode import ClickBatch
-from features.hashing import hash_strings
 from features.recommender import Recommender
 from features.sources import EXCLUDE_CURRENT
 from features.toplist import Floats, Ints
@@ -48,6 +47,7 @@ class ClickPart(Protocol):
     batch: ClickBatch
     marks: Longs
     items: Hashes
+    visitors: Hashes
     long_session: list[bool]
 
 
@@ -119,19 +119,18 @@ class Trends:
         return offsets >= first
 
     def _count(self, work: Sequence[ClickPart], before: Hashes, wanted: NDArray[np.bool_]) -> None:
-        columns = zip(*((part.batch.time, part.marks, part.items) for part in work), strict=True)
-        times, marks, items = map(np.concatenate, columns)
+        columns = zip(*((part.batch.time, part.marks, part.items, part.visitors) for part in work), strict=True)
+        times, marks, items, visitors = map(np.concatenate, columns)
         viewed = [id_ for part in work for id_ in part.batch.item_id]
-        visitors = [user or session for part in work
-                    for user, session in zip(part.batch.user_id, part.batch.session_id, strict=True)]  # fmt: skip
         time = np.where(marks > UNMARKED.time, np.minimum(times, marks), times)
         self._pass_time(int(time[wanted].max()))
         weight = np.where(wanted, np.exp2(np.where(wanted, time - self._from_ms, 0) / self._half_ms), 0.0)
         slots = np.empty(len(weight), np.int64)
-        count_clicks(items, before, hash_strings(visitors), weight, self._counts, slots)
-        for i in np.flatnonzero(slots >= 0).tolist():
+        count_clicks(items, before, visitors, weight, self._counts, slots)
+        counted = np.flatnonzero(slots >= 0)
+        for i in counted.tolist():
             self._ids[int(slots[i])] = viewed[i]
-        self._named[slots[slots >= 0]] = items[slots >= 0]  # of two items of one slot the later, as above
+        self._named[slots[counted]] = items[counted]  # of two items of one slot the later, as above
         self._fresh += int(wanted.sum())
 
     def _pass_time(self, now_ms: int) -> None:

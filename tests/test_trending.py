@@ -256,7 +256,8 @@ def clicked(offsets: Sequence[int], items: list[str], sessions: list[str], times
     batch = SimpleNamespace(item_id=items, session_id=sessions, user_id=none, card_id=none, time=times)
     records = [SimpleNamespace(offset=offset) for offset in offsets]
     return SimpleNamespace(partition=partition, records=records, batch=batch, marks=marks,
-                           items=hash_strings(items), long_session=[False] * len(items))  # fmt: skip
+                           items=hash_strings(items), visitors=hash_strings(sessions),
+                           long_session=[False] * len(items))  # fmt: skip
 
 
 def learned(trends: Trends, clicks: list[Click], first: int = 0, mark_ms: int = NOON_MS) -> Trends:
