@@ -255,7 +255,8 @@ def test_another_world_runs_the_whole_way_on_twenty_lines_of_toml(
     worker = deployment.started()
     try:
         timeline = build_timeline(schema, deployment.topics, transactions=later, labels=later, clicks=None)
-        sent = deployment.replay(timeline, rate=None, malformed=0.02)
+        # At a pace: sent at once, all logins may be decided before any label is there, and the scores stand on labels.
+        sent = deployment.replay(timeline, rate=400, malformed=0.02)
         assert sent.good[deployment.topics.transactions] == 500
         deployment.wait_for({deployment.topics.decisions: 500})
         worker.stop()
