@@ -118,7 +118,7 @@ class NaiveBudget:
     def _close_day(self, *, whole: bool) -> None:
         most = max(0.1 * self.budget, 1.0)
         carried = 0.7 * self.carry + 0.5 * (self.budget - self.cases)
-        self.carry = min(max(carried, -most), most) if whole else 0.0
+        self.carry = min(max(carried, -most), 0.0) if whole else 0.0
         self.cases, self.cards = 0, []
 
     def _plan(self) -> None:

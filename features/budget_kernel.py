@@ -15,8 +15,9 @@ threshold is the score at which as many cases are to be expected in what is left
 Cases that come from elsewhere (rules) are expected as they came before. It plans for 3 % of a day more than is left, so
 that the last hour does not spend what others saved, or for two cases more if that is longer: with a budget of a few
 cases (N is shared by many partitions) a day that has brought one less than usual has no worse frauds, and a threshold
-that made up for it by midnight would take what comes. Half of what a day left or overdrew, at most a tenth of N, goes
-to the days after it. At 1.5 N nothing more passes before midnight but what is decided elsewhere. A new version of the
+that made up for it by midnight would take what comes. Half of what a day overdrew, at most a tenth of N, is spared on
+the days after it; what a day left is not spent on another, since nobody's time comes back and the cards next in line
+are seldom frauds. At 1.5 N nothing more passes before midnight but what is decided elsewhere. A new version of the
 model shrinks the histogram to an eighth of a day, or two cases' worth, so that the scores of the new one soon prevail.
 
 The clock is the newest event time that is at most six hours after the partition's watermark
@@ -51,8 +52,8 @@ _CASES_TELL = 2.0  # fewer cases are chance and no reason to move the threshold
 _SLACK_MS = 6 * HOUR_MS
 _UNKNOWN = -1.0
 _LEAST_LEFT = 0.02  # of the budget, for what is far above all others when the budget is spent
-_CARRIED, _CARRIED_ON = 0.5, 0.7
-_CARRIED_MAX = 0.1  # of the budget, or one case
+_OWED, _OWED_ON = 0.5, 0.7
+_OWED_MAX = 0.1  # of the budget, or one case
 _CAP = 1.5
 _SWAPPED_DAYS = 0.125
 _LEARNT = 0.5  # weight of the newest hour against those of the weeks (days) before
@@ -62,7 +63,8 @@ _TREND_MAX = 4.0
 # Whole numbers of a state.
 CLOCK, HOUR, CASES, MODEL, BEGAN, SEEN, SIZE, COARSE = range(8)
 INTS = 8
-# Other numbers of a state, then the histogram.
+# Other numbers of a state, then the histogram. CARRY <= 0: what earlier days overdrew, or on a first day that is not
+# whole what the hours before would have spent.
 EVENTS, FORCED, IN_HOUR, CARRY, ACTUAL, EXPECTED, NOW, LATER, TOTAL, UNKNOWN, THRESHOLD = range(11)
 FLOATS = 11
 
@@ -102,9 +104,9 @@ def _learn(hours: Floats, at: int, count: float) -> None:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _new_day(ints: Ints, floats: Floats, places: Ints, budget: float, whole: bool) -> None:
-    most = max(_CARRIED_MAX * budget, 1.0)
+    most = max(_OWED_MAX * budget, 1.0)
     if whole:
-        floats[CARRY] = min(max(_CARRIED_ON * floats[CARRY] + _CARRIED * (budget - ints[CASES]), -most), most)
+        floats[CARRY] = min(max(_OWED_ON * floats[CARRY] + _OWED * (budget - ints[CASES]), -most), 0.0)
     else:
         floats[CARRY] = 0.0
     ints[CASES] = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,6 +144,32 @@ def test_beyond_one_and_a_half_times_the_budget_only_what_rules_decide_is_a_case
     action, threshold = run(Budget(40), s, given_)
     spent = threshold == NOTHING_PASSES
     assert spent.any() and (action[spent & (given_ == OPEN)] == 0).all() and (action[given_ > 0] == 2).all()
+
+
+def the_day_after(change: Callable[[Stream, np.ndarray], None]) -> float:
+    """Cases of the eleventh day where ``change`` was made to the tenth, of fifty: mean of twelve streams."""
+    found = []
+    for seed in range(12):
+        s = stream(11, seed)
+        given_ = np.full(len(s.time), OPEN, np.int8)
+        change(s, given_)
+        found.append(cases(s, run(Budget(50), s, given_)[0])[10])
+    return float(np.mean(found))
+
+
+def test_what_a_day_left_is_not_spent_on_the_next_and_what_it_overdrew_is_spared() -> None:
+    """Nobody's time of yesterday comes back, and what could not be looked at then is still to be done."""
+
+    def no_scores_in_the_evening(s: Stream, given_: np.ndarray) -> None:
+        s.score[(s.time >= MONDAY_MS + 9 * DAY_MS + 12 * HOUR_MS) & (s.time < MONDAY_MS + 10 * DAY_MS)] = np.nan
+
+    def rules_alert_seventy(s: Stream, given_: np.ndarray) -> None:
+        tenth = np.flatnonzero((s.time - MONDAY_MS) // DAY_MS == 9)
+        given_[tenth[:: len(tenth) // 70]] = 1
+
+    usual = the_day_after(lambda s, given_: None)
+    assert abs(the_day_after(no_scores_in_the_evening) - usual) < 1.5
+    assert the_day_after(rules_alert_seventy) < usual - 3
 
 
 def test_what_rules_alert_counts_too() -> None:
