@@ -1,27 +1,31 @@
 """Rows 5 and 6: how long an answer takes, at a given rate, beside the same of the passthrough.
 
-A latency counts from the moment at which the message should have been sent to the moment at which another consumer
-has its answer in hand. So it holds the way to the broker, the worker, the way back, and the reader's fetch; the
-passthrough's holds the same without the work, and the difference is what Headrace adds.
+A latency counts from the moment at which the message should have been sent to the broker's append of its answer, see
+:mod:`bench.load`. So it holds the way to the broker, the worker, and the way back; the passthrough's holds the same
+without the work, and the difference is what Headrace adds.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+from aiokafka import TopicPartition
 
 from bench.load import latencies_ms
 from bench.stage import Load, Stage, median
+from bench.throughput import wait_for
+from stream.connections import kafka_consumer
+from stream.offsets import offset_range
 from stream.processes import Child
 
+_LIMIT_S = 60.0  # for what is to be sent, beyond its time, and for reading what was answered
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 
 
@@ -84,35 +88,60 @@ def _running(child: Child, ready: str) -> Iterator[None]:
 
 
 def run(stage: Stage, line: Line, load: Load, rate: float) -> dict[str, float]:
-    """Send a load at a rate; quantiles of the latencies in ms."""
+    """Send a load at a rate; quantiles of the latencies in ms. Nobody reads the answers until all are there."""
     name = stage.fresh("run")
-    file, sent, read = (stage.directory / f"{name}.{end}" for end in ("load", "sent.npz", "read.npz"))
+    file, sent = stage.directory / f"{name}.load", stage.directory / f"{name}.npz"
     file.write_bytes(msgspec.msgpack.encode((load.partitions, load.keys, load.values)))
-    common = ["--bootstrap", stage.kafka.bootstrap, "--partitions", str(stage.partitions), "--count", str(len(load))]
-    reader = stage.child("reader", ["-m", "bench.load", "read", "--topic", line.out, "--out", str(read), *common])
-    with _running(reader, "ready"):
-        sender = stage.child("sender", ["-m", "bench.load", "send", "--topic", line.topic, "--out", str(sent),
-                                        "--file", str(file), "--rate", str(rate), *common])  # fmt: skip
-        sender.start()
-        try:
-            _wait(reader, read, (sender, *line.children))
-        finally:
-            sender.stop()
-    found = latencies_ms(sent, read)
+    held = asyncio.run(_ends(stage, line.out))
+    sender = stage.child("sender", ["-m", "bench.load", "--bootstrap", stage.kafka.bootstrap, "--topic", line.topic,
+                                    "--file", str(file), "--out", str(sent), "--rate", str(rate)])  # fmt: skip
+    sender.start()
+    try:
+        _wait_until_sent(sender, len(load) / rate + _LIMIT_S)
+        children = list(line.children)
+        asyncio.run(wait_for(stage, line.out, sum(held.values()) + len(load), children, stage.partitions))
+    finally:
+        sender.stop()
+    found = latencies_ms(sent, asyncio.run(_appended_ms(stage, line.out, held)))
     warm = found[len(found) // 10 :]  # the first tenth warms up whoever has just started
     return {name: float(np.quantile(warm, q)) for name, q in QUANTILES.items()}
 
 
-def _wait(reader: Child, out: Path, others: tuple[Child, ...]) -> None:
-    deadline = time.monotonic() + 300
-    while not out.exists():
-        for child in (reader, *others):
-            if child.exit_code() not in (None, 0):
-                raise RuntimeError(f"{child.name} ended: {child.log_tail(20)}")
+def _wait_until_sent(sender: Child, limit_s: float) -> None:
+    """Without asking the broker anything, which would take part in what is measured."""
+    deadline = time.monotonic() + limit_s
+    while (code := sender.exit_code()) is None:
         if time.monotonic() > deadline:
-            raise RuntimeError("no answers within 300 s")
+            raise RuntimeError(f"the load was not sent within {limit_s:.0f} s")
         time.sleep(0.1)
-    time.sleep(0.3)  # until it is written
+    if code:
+        raise RuntimeError(f"the sender ended: {sender.log_tail(20)}")
+
+
+async def _ends(stage: Stage, topic: str) -> dict[int, int]:
+    """The next offset of each partition."""
+    places = [TopicPartition(topic, p) for p in range(stage.partitions)]
+    return {place.partition: end for place, (_, end) in (await offset_range(stage.kafka, places)).items()}
+
+
+async def _appended_ms(stage: Stage, topic: str, first: Mapping[int, int]) -> dict[int, list[int]]:
+    """When the broker appended each record, by partition from its first offset to its end, epoch ms."""
+    last = await _ends(stage, topic)
+    consumer = kafka_consumer(stage.kafka)
+    await consumer.start()
+    try:
+        places = {TopicPartition(topic, p): offset for p, offset in first.items()}
+        consumer.assign(list(places))
+        for place, offset in places.items():
+            consumer.seek(place, offset)
+        found: dict[int, list[int]] = {p: [] for p in first}
+        async with asyncio.timeout(_LIMIT_S):
+            while any(len(found[p]) < last[p] - offset for p, offset in first.items()):
+                for place, records in (await consumer.getmany(timeout_ms=200)).items():
+                    found[place.partition] += [record.timestamp for record in records]
+        return found
+    finally:
+        await consumer.stop()
 
 
 def slices(load: Load, start: int, count: int) -> Load:

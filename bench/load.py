@@ -1,9 +1,9 @@
-"""The open-loop load and its reader: ``python -m bench.load send|read ...``.
+"""The open-loop load: ``python -m bench.load ...`` sends it, and :func:`latencies_ms` says when it was answered.
 
-The sender sends message i at ``start + i / rate``, whatever became of those before it. The reader notes when it has
-each answer in hand. Both use the system's monotonic clock, which is one for all processes. Answers stand in the order
-of their messages within a partition, so the k-th answer of a partition belongs to its k-th message, and a message's
-latency counts from the moment at which it should have been sent.
+Message i is sent at ``start + i / rate``, whatever became of those before it. Answers stand in the order of their
+messages within a partition, so the k-th answer of a partition belongs to its k-th message. A message's latency counts
+from the moment at which it should have been sent to the end of the millisecond in which the broker appended its answer,
+which is when it acknowledges it. Both are told by the system's clock, which is one for all processes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import aiokafka
 import msgspec
 import numpy as np
 import uvloop
-from aiokafka import TopicPartition
 
 _TICK_S = 0.001
 _BATCH_BYTES = 900_000
@@ -34,8 +34,7 @@ async def _send(arguments: argparse.Namespace, load: tuple[list[int], list[bytes
     await producer.start()
     pending: set[Any] = set()
     try:
-        start, done = time.monotonic() + 0.2, 0
-        start_ms = time.time() * 1000 + 200
+        start, start_ms, done = time.monotonic() + 0.2, time.time() * 1000 + 200, 0
         while done < count:
             due = min(count, int((time.monotonic() - start) * rate) + 1)
             if due <= done:
@@ -55,71 +54,45 @@ async def _send(arguments: argparse.Namespace, load: tuple[list[int], list[bytes
             done = due
         if pending:
             await asyncio.wait(pending)
-        np.savez(arguments.out, due=start + np.arange(count) / rate, partition=np.array(partitions, np.int64))
+        due_ms = start_ms + np.arange(count) / rate * 1000
+        np.savez(arguments.out, due_ms=due_ms, partition=np.array(partitions, np.int64))
     finally:
         await producer.stop()
 
 
-async def _read(arguments: argparse.Namespace) -> None:
-    """Read ``--count`` records from the ends of the topic's partitions on; writes when each came, and its partition."""
-    consumer = aiokafka.AIOKafkaConsumer(
-        bootstrap_servers=arguments.bootstrap, enable_auto_commit=False, fetch_max_wait_ms=5, auto_offset_reset="latest"
-    )
-    await consumer.start()
-    places = [TopicPartition(arguments.topic, p) for p in range(arguments.partitions)]
-    consumer.assign(places)
-    await consumer.seek_to_end(*places)
-    for place in places:
-        await consumer.position(place)
-    print("ready", flush=True)
-    came: list[float] = []
-    partition: list[int] = []
-    try:
-        quiet_until = time.monotonic() + 60
-        while len(came) < arguments.count and time.monotonic() < quiet_until:
-            for place, records in (await consumer.getmany(timeout_ms=200)).items():
-                now = time.monotonic()
-                came += [now] * len(records)
-                partition += [place.partition] * len(records)
-                quiet_until = now + 10
-        np.savez(arguments.out, came=np.array(came), partition=np.array(partition, np.int64))
-    finally:
-        await consumer.stop()
-
-
-def latencies_ms(sent: Path, read: Path) -> np.ndarray[Any, np.dtype[np.float64]]:
+def latencies_ms(sent: Path, appended_ms: Mapping[int, Sequence[int]]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The latency of every message in ms, in the order of sending.
+
+    Parameters
+    ----------
+    sent : Path
+        What the sender wrote.
+    appended_ms : mapping
+        When the broker appended each answer, by partition in their order, whole ms since the epoch.
 
     Raises
     ------
     RuntimeError
         If a partition has another number of answers than messages.
     """
-    due, came = np.load(sent), np.load(read)
-    found = np.empty(len(due["due"]))
-    for partition in np.unique(due["partition"]):
-        mine, answers = due["partition"] == partition, came["came"][came["partition"] == partition]
+    due = np.load(sent)
+    found = np.empty(len(due["due_ms"]))
+    for partition, answers in appended_ms.items():
+        mine = due["partition"] == partition
         if len(answers) != mine.sum():
             raise RuntimeError(f"partition {partition}: {mine.sum()} messages have {len(answers)} answers")
-        found[mine] = (answers - due["due"][mine]) * 1000
+        found[mine] = np.array(answers) + 1 - due["due_ms"][mine]
     return found
 
 
 def main() -> None:
-    """Send or read."""
+    """Send a load."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["send", "read"])
-    for name in ("bootstrap", "topic", "out"):
+    for name in ("bootstrap", "topic", "out", "file"):
         parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--file", default="")
-    parser.add_argument("--rate", type=float, default=1000.0)
-    parser.add_argument("--count", type=int, default=0)
-    parser.add_argument("--partitions", type=int, default=4)
+    parser.add_argument("--rate", type=float, required=True)
     arguments = parser.parse_args()
-    if arguments.what == "send":
-        uvloop.run(_send(arguments, msgspec.msgpack.decode(Path(arguments.file).read_bytes())))
-    else:
-        uvloop.run(_read(arguments))
+    uvloop.run(_send(arguments, msgspec.msgpack.decode(Path(arguments.file).read_bytes())))
 
 
 if __name__ == "__main__":

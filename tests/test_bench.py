@@ -18,22 +18,21 @@ from features.rules import Rules
 from features.schema import load_schema
 
 
-def _write(file: Path, name: str, times: list[float], partitions: list[int]) -> Path:
-    np.savez(file, **{name: np.array(times), "partition": np.array(partitions)})  # type: ignore[arg-type]
-    return file.with_suffix(".npz") if file.suffix != ".npz" else file
+def _sent(file: Path, due_ms: list[float], partitions: list[int]) -> Path:
+    np.savez(file, due_ms=np.array(due_ms), partition=np.array(partitions))
+    return file
 
 
 def test_the_kth_answer_of_a_partition_belongs_to_its_kth_message(tmp_path: Path) -> None:
-    sent = _write(tmp_path / "sent.npz", "due", [1.0, 2.0, 3.0, 4.0], [0, 1, 0, 1])
-    read = _write(tmp_path / "read.npz", "came", [2.5, 2.75, 3.5, 4.125], [1, 0, 0, 1])
-    assert latencies_ms(sent, read).tolist() == [1750.0, 500.0, 500.0, 125.0]
+    sent = _sent(tmp_path / "sent.npz", [1000.0, 2000.0, 3000.25, 4000.0], [0, 1, 0, 1])
+    # To the end of the millisecond in which the broker appended it.
+    assert latencies_ms(sent, {0: [2750, 3500], 1: [2500, 4125]}).tolist() == [1751.0, 501.0, 500.75, 126.0]
 
 
 def test_a_lost_answer_is_no_measurement(tmp_path: Path) -> None:
-    sent = _write(tmp_path / "sent.npz", "due", [1.0, 2.0], [0, 0])
-    read = _write(tmp_path / "read.npz", "came", [1.5], [0])
+    sent = _sent(tmp_path / "sent.npz", [1000.0, 2000.0], [0, 0])
     with pytest.raises(RuntimeError, match="partition 0: 2 messages have 1 answers"):
-        latencies_ms(sent, read)
+        latencies_ms(sent, {0: [1500]})
 
 
 def test_a_summary_names_every_figure_and_none_that_was_not_measured() -> None:
