@@ -1,7 +1,7 @@
 # Everything happens in .venv beside this file. Only relative paths, so that the path of the checkout may hold spaces.
 # What set-up says goes to stderr: `make up ARGS="--json"` prints its answer and nothing else.
 
-.PHONY: setup up test lint bench chaos soak mutations fuzz clean lock
+.PHONY: setup up test lint bench quality chaos soak mutations fuzz clean lock
 .DEFAULT_GOAL := setup
 ARGS ?=
 PYTHON ?=
@@ -48,6 +48,16 @@ test: lint ## everything above and the tests: make test ARGS="-k redis"
 
 bench: setup ## the benchmark, on real Kafka and Redis: make bench ARGS="--quick --out bench.json"
 	@$(RUN) bench $(ARGS)
+
+HANDBOOK ?= ../shared/data/handbook/transactions.parquet
+BACKTEST := .venv/bin/headrace backtest fraud --transactions "$(HANDBOOK)" --schema examples/handbook.toml --seeds 3
+REPORTS := build/quality
+
+quality: setup ## the table of docs/quality.md, with a report each below build/quality: make quality HANDBOOK=file
+	@mkdir -p $(REPORTS)
+	@$(BACKTEST) --test-start 2018-08-08 --train-days 7 --out $(REPORTS)/week.parquet --report $(REPORTS)/week
+	@$(BACKTEST) --test-start 2018-08-08 --train-days all --out $(REPORTS)/all.parquet --report $(REPORTS)/all
+	@$(BACKTEST) --test-start 2018-07-25 --folds 1 --out $(REPORTS)/july.parquet --report $(REPORTS)/july
 
 SEED ?= 1
 ROUNDS ?= 1

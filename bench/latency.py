@@ -26,6 +26,7 @@ from stream.offsets import offset_range
 from stream.processes import Child
 
 _LIMIT_S = 60.0  # for what is to be sent, beyond its time, and for reading what was answered
+_APPENDED = 1  # LogAppendTime
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 
 
@@ -99,7 +100,7 @@ def run(stage: Stage, line: Line, load: Load, rate: float) -> dict[str, float]:
     try:
         _wait_until_sent(sender, len(load) / rate + _LIMIT_S)
         children = list(line.children)
-        asyncio.run(wait_for(stage, line.out, sum(held.values()) + len(load), children, stage.partitions))
+        asyncio.run(wait_for(stage, line.out, sum(held.values()) + len(load), children, stage.partitions, 1.0))
     finally:
         sender.stop()
     found = latencies_ms(sent, asyncio.run(_appended_ms(stage, line.out, held)))
@@ -138,6 +139,8 @@ async def _appended_ms(stage: Stage, topic: str, first: Mapping[int, int]) -> di
         async with asyncio.timeout(_LIMIT_S):
             while any(len(found[p]) < last[p] - offset for p, offset in first.items()):
                 for place, records in (await consumer.getmany(timeout_ms=200)).items():
+                    if any(record.timestamp_type != _APPENDED for record in records):
+                        raise RuntimeError(f"{topic}: the broker does not say when it appended a record")
                     found[place.partition] += [record.timestamp for record in records]
         return found
     finally:

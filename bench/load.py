@@ -77,8 +77,8 @@ def latencies_ms(sent: Path, appended_ms: Mapping[int, Sequence[int]]) -> np.nda
     """
     due = np.load(sent)
     found = np.empty(len(due["due_ms"]))
-    for partition, answers in appended_ms.items():
-        mine = due["partition"] == partition
+    for partition in np.unique(due["partition"]).tolist():
+        mine, answers = due["partition"] == partition, appended_ms.get(partition, ())
         if len(answers) != mine.sum():
             raise RuntimeError(f"partition {partition}: {mine.sum()} messages have {len(answers)} answers")
         found[mine] = np.array(answers) + 1 - due["due_ms"][mine]

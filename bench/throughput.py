@@ -43,7 +43,8 @@ async def append_times_ms(stage: Stage, topic: str, partitions: int) -> tuple[in
         await consumer.stop()
 
 
-async def wait_for(stage: Stage, topic: str, count: int, children: list[Child], partitions: int | None = None) -> None:
+async def wait_for(stage: Stage, topic: str, count: int, children: list[Child], partitions: int | None = None,
+                   every_s: float = 0.2) -> None:  # fmt: skip
     """Wait until a topic holds so many records, as long as those who fill it are alive."""
     deadline = time.monotonic() + _LIMIT_S
     while (held := await stage.count(topic, partitions)) < count:
@@ -52,7 +53,7 @@ async def wait_for(stage: Stage, topic: str, count: int, children: list[Child], 
                 raise RuntimeError(f"{child.name} ended: {child.log_tail(20)}")
         if time.monotonic() > deadline:
             raise RuntimeError(f"{topic} holds {held} of {count} after {_LIMIT_S:.0f} s: {children[0].log_tail(20)}")
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(every_s)
 
 
 def _result(child: Child) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from trainer.backtest import DAY_MS, Protocol, replayed
 from trainer.fraud import FraudSettings
 from trainer.history import read_labels, read_transactions
 from trainer.tuning import TUNED, Found, search, splits
-from trainer.verdicts import verdicts_of
+from trainer.verdicts import counts_told, verdicts_of
 
 SECTION = "fraud_model"
 _DIGITS = 4
@@ -66,6 +66,8 @@ def run(settings: Settings, schema: TransactionSchema, options: Options) -> Foun
         raise SettingsError([f"{options.write_to}: cannot be written; give --config FILE"])
     table = read_transactions(options.transactions, schema, options.protocol.delay_days * DAY_MS)
     verdicts = verdicts_of(table, schema, None if options.labels is None else read_labels(options.labels, schema))
+    if counted := counts_told(verdicts.unknown, verdicts.contradicted):
+        print(counted.strip())
     features, in_force = build_catalogue(schema).features, fraud_settings(settings, threads=options.threads)
     with stage_bars() as progress:
         vectors = replayed(table, schema, progress, verdicts)

@@ -253,7 +253,9 @@ def assert_state_is_exact(deployment: Deployment, decisions: Mapping[str, dict[s
     for partition in range(deployment.partitions):
         expected = refold(deployment, partition, decisions, transactions, labels).state
         assert held[partition].keys() == expected.keys()
-        assert held[partition] == expected
+        other = {name: (held[partition][name].hex(), value.hex()) for name, value in expected.items()
+                 if held[partition][name] != value}  # fmt: skip
+        assert not other, f"partition {partition}: {len(other)} of {len(expected)}, held and expected: {other}"[:20_000]
 
 
 def by_source(messages: Iterable[dict[str, Any]], name: str = "decision_id") -> dict[str, dict[str, Any]]:

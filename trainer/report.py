@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from trainer import metrics
 from trainer.backtest import Backtest, Protocol, date_of
 from trainer.metrics import Scored
 from trainer.plots import line_plot
+from trainer.verdicts import counts_told
 
 CASES = (1, 5, 10, 25, 50, 100, 200, 400)
 _NAMES = {"auc": "AUC", "average_precision": "average precision"}
@@ -125,12 +127,7 @@ def input_told(facts: dict[str, Any]) -> str:
     dropped = facts["dropped"] | {f"label {reason}": count for reason, count in facts["labels_dropped"].items()}
     if dropped:
         text += f"; left out: {', '.join(f'{reason} {count:,}' for reason, count in sorted(dropped.items()))}"
-    text += "."
-    if facts["labels_of_unknown_transactions"]:
-        text += f" {facts['labels_of_unknown_transactions']:,} labels judge transactions that the history has not."
-    if facts["contradicted_transactions"]:
-        text += f" {facts['contradicted_transactions']:,} transactions have contradicting labels: the latest wins."
-    return text
+    return f"{text}.{counts_told(facts['labels_of_unknown_transactions'], facts['contradicted_transactions'])}"
 
 
 def resources_told(facts: dict[str, Any]) -> str:
@@ -163,6 +160,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
         *(f"| {' | '.join(map(str, row))} |" for row in rows),
         "",
     ]
+
+
+def _by_day(folds: Sequence[dict[str, Any]]) -> list[list[Any]]:
+    rows = []
+    for fold in folds:
+        first = date.fromisoformat(fold["from"])
+        rows += [[first + timedelta(days=n), told(share)] for n, share in enumerate(fold["card_precision_by_day"])]
+    return rows
 
 
 def _alerts(alerts: dict[str, Any] | None) -> list[str]:
@@ -210,6 +215,8 @@ def markdown(facts: dict[str, Any]) -> str:
             for fold in facts["seeds"][0]["folds"]
         ]),
         "![Precision and recall](precision_recall.svg)", "",
+        "## By day", "", f"Seed {facts['seeds'][0]['seed']}.", "",
+        *_table(["day", heads[-1]], _by_day(facts["seeds"][0]["folds"])),
         "## Calibration", "",
         calibration, "",
         "![Calibration](calibration.svg)", "",

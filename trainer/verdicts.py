@@ -59,6 +59,18 @@ class Verdicts:
         return label[self.first], known[self.first]
 
 
+def counts_told(unknown: int, contradicted: int) -> str:
+    """What labels there were that judge nothing, or one another; empty if none.
+
+    >>> counts_told(0, 2)
+    ' 2 transactions have contradicting labels: the latest wins.'
+    """
+    text = f" {unknown:,} labels judge transactions that the history has not." if unknown else ""
+    if contradicted:
+        text += f" {contradicted:,} transactions have contradicting labels: the latest wins."
+    return text
+
+
 def verdicts_of(table: pa.Table, schema: TransactionSchema, labels: pa.Table | None = None) -> Verdicts:
     """The verdicts in a table's own label column, and those of ``labels`` (:func:`trainer.history.read_labels`)."""
     ids = table[schema.id].combine_chunks().dictionary_encode()
