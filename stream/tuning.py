@@ -66,8 +66,8 @@ def run(settings: Settings, schema: TransactionSchema, options: Options) -> Foun
         raise SettingsError([f"{options.write_to}: cannot be written; give --config FILE"])
     table = read_transactions(options.transactions, schema, options.protocol.delay_days * DAY_MS)
     verdicts = verdicts_of(table, schema, None if options.labels is None else read_labels(options.labels, schema))
-    if counted := counts_told(verdicts.unknown, verdicts.contradicted):
-        print(counted.strip())
+    for sentence in counts_told(verdicts.unknown, verdicts.contradicted):
+        print(sentence)
     features, in_force = build_catalogue(schema).features, fraud_settings(settings, threads=options.threads)
     with stage_bars() as progress:
         vectors = replayed(table, schema, progress, verdicts)

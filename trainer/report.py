@@ -127,7 +127,8 @@ def input_told(facts: dict[str, Any]) -> str:
     dropped = facts["dropped"] | {f"label {reason}": count for reason, count in facts["labels_dropped"].items()}
     if dropped:
         text += f"; left out: {', '.join(f'{reason} {count:,}' for reason, count in sorted(dropped.items()))}"
-    return f"{text}.{counts_told(facts['labels_of_unknown_transactions'], facts['contradicted_transactions'])}"
+    counted = counts_told(facts["labels_of_unknown_transactions"], facts["contradicted_transactions"])
+    return " ".join([f"{text}.", *counted])
 
 
 def resources_told(facts: dict[str, Any]) -> str:

@@ -59,16 +59,17 @@ class Verdicts:
         return label[self.first], known[self.first]
 
 
-def counts_told(unknown: int, contradicted: int) -> str:
-    """What labels there were that judge nothing, or one another; empty if none.
+def counts_told(unknown: int, contradicted: int) -> list[str]:
+    """A sentence each about labels that judge nothing, and that contradict each other, if there are any.
 
     >>> counts_told(0, 2)
-    ' 2 transactions have contradicting labels: the latest wins.'
+    ['2 transactions have contradicting labels: the latest wins.']
     """
-    text = f" {unknown:,} labels judge transactions that the history has not." if unknown else ""
-    if contradicted:
-        text += f" {contradicted:,} transactions have contradicting labels: the latest wins."
-    return text
+    told = {
+        f"{unknown:,} labels judge transactions that the history has not.": unknown,
+        f"{contradicted:,} transactions have contradicting labels: the latest wins.": contradicted,
+    }
+    return [sentence for sentence, count in told.items() if count]
 
 
 def verdicts_of(table: pa.Table, schema: TransactionSchema, labels: pa.Table | None = None) -> Verdicts:
