@@ -64,7 +64,8 @@ class Layout:
     ``dims`` holds, in this order: windows, label windows, fields kept (all numeric ones or, without an aggregate of
     them, none), remembered events, other entities, the expiry in ms; cells of a field in a tile, which of them has the
     sum of squares and which the maximum (-1: not kept); where in the floats the label tiles begin; the width of a row
-    in ints and in floats; numeric fields of the schema; labels kept one by one; fields whose usual value is kept.
+    in ints and in floats; numeric fields of the schema; labels kept one by one; fields whose usual value is kept; the
+    first of the columns that it fills, and the one after the last.
     """
 
     entity: Entity
@@ -129,7 +130,7 @@ def _event_columns(columns: _Columns, schema: TransactionSchema) -> None:
 
 
 def _layout(columns: _Columns, schema: TransactionSchema, entity: Entity) -> Layout:
-    name, key = entity.name, entity is schema.key
+    name, key, first = entity.name, entity is schema.key, len(columns.features)
     fields = [numeric.name for numeric in schema.numeric]
     windows, label_windows = entity.windows_ms, entity.label_windows_ms
     others = [other.name for other in schema.entities[1:]] if key else []
@@ -164,9 +165,10 @@ def _layout(columns: _Columns, schema: TransactionSchema, entity: Entity) -> Lay
         ],
         np.int64,
     ).reshape(len(others), 2)  # fmt: skip
+    run_columns, usual_columns = _run_columns(columns, schema, entity), _usual_columns(columns, schema, entity)
     return Layout(
         entity=entity,
-        dims=_dims(schema, entity),
+        dims=_dims(schema, entity, first, len(columns.features)),
         hops_ms=np.array([-(-w // TILES) for w in windows], np.int64),
         label_hops_ms=np.array([-(-w // TILES) for w in label_windows], np.int64),
         count_columns=count_columns,
@@ -174,8 +176,8 @@ def _layout(columns: _Columns, schema: TransactionSchema, entity: Entity) -> Lay
         label_columns=label_columns,
         time_columns=time_columns,
         memory_columns=memory_columns,
-        run_columns=_run_columns(columns, schema, entity),
-        usual_columns=_usual_columns(columns, schema, entity),
+        run_columns=run_columns,
+        usual_columns=usual_columns,
     )
 
 
@@ -235,7 +237,7 @@ def _usual_columns(columns: _Columns, schema: TransactionSchema, entity: Entity)
     return np.array(found, np.int64).reshape(-1, 3)
 
 
-def _dims(schema: TransactionSchema, entity: Entity) -> NDArray[np.int64]:
+def _dims(schema: TransactionSchema, entity: Entity, first: int, end: int) -> NDArray[np.int64]:
     windows, label_windows = len(entity.windows_ms), len(entity.label_windows_ms)
     squares, largest = {"std", "zscore"} & set(entity.aggregates), "max" in entity.aggregates
     kept = len(schema.numeric) if set(STATISTICS) & set(entity.aggregates) else 0
@@ -248,8 +250,8 @@ def _dims(schema: TransactionSchema, entity: Entity) -> NDArray[np.int64]:
     ints += labels_kept
     floats = labels_at + RING * label_windows * 2 + usual * USUAL_FLOATS + memory * MEMORY_FLOATS
     return np.array([windows, label_windows, kept, memory, others, 2 * longest_ms, cells, 2 if squares else -1,
-                     cells - 1 if largest else -1, labels_at, ints, floats, len(schema.numeric), labels_kept, usual],
-                    np.int64)  # fmt: skip
+                     cells - 1 if largest else -1, labels_at, ints, floats, len(schema.numeric), labels_kept, usual,
+                     first, end], np.int64)  # fmt: skip
 
 
 def build_catalogue(schema: TransactionSchema) -> Catalogue:

@@ -8,6 +8,7 @@ No IO. The tables are changed in place, in the same way however the operations a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,8 @@ def _dense(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def fold(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations, marks: Ints | None = None,
-         x: Floats | None = None, places: Ints | None = None) -> Folded:  # fmt: skip
+         x: Floats | None = None, places: Ints | None = None, orders: tuple[Ints | None, ...] = ()
+         ) -> Folded:  # fmt: skip
     """Emit the vector of each transaction as of just before it, and fold every operation, in order.
 
     ``marks`` (int64[n]) are watermarks, see :mod:`features.watermark`. Operations in the order of their times, as a
@@ -148,6 +150,9 @@ def fold(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations,
 
     ``x`` (float64[:, features], row-major) and ``places`` (int64[n]: where in it, counted in numbers, the vector of
     each transaction begins) are given by a caller that has a place for the vectors already.
+
+    What counts is the order of the operations of each row, so ``orders`` may name for each entity (int64[n], None for
+    that of the operations) one that goes through a row's operations together, while it is near.
     """
     n, key, width = len(operations), tables[0], len(catalogue.features)
     if x is None or places is None:
@@ -164,12 +169,15 @@ def fold(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations,
     memory.recall(o.kind, o.time, marks, o.event_hash, values.reshape(-1), o.fraud, slots[0], others, *key.flat,
                   key.layout.dims, key.layout.memory_columns, key.layout.usual_columns, repeat, position, moves, missed,
                   decided, places, flat)  # fmt: skip
-    for e, table in enumerate(tables):
+    for table, slot, view, order in zip_longest(tables, slots, views, orders):
         layout = table.layout
-        kernel.fold(o.kind, o.time, marks, values.reshape(-1), slots[e], views[e], repeat, moves, *table.flat,
-                    layout.dims, layout.hops_ms, layout.label_hops_ms, layout.count_columns,
-                    layout.field_columns.reshape(-1), layout.label_columns, layout.time_columns,
-                    layout.run_columns, places, flat)  # fmt: skip
+        columns: list[Any] = [o.kind, o.time, marks, values, slot, view, repeat, moves, places]
+        if order is not None:
+            columns = [column.take(order, 0) for column in columns]
+        kind, time, mark, value, slot, view, again, move, at = columns
+        kernel.fold(kind, time, mark, value.reshape(-1), slot, view, again, move, *table.flat, layout.dims,
+                    layout.hops_ms, layout.label_hops_ms, layout.count_columns, layout.field_columns.reshape(-1),
+                    layout.label_columns, layout.time_columns, layout.run_columns, at, flat)  # fmt: skip
     return Folded(x, places, repeat, missed, position, decided)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from features.bits import prefetch
 from features.catalogue import MEMORY_FLOATS, MEMORY_INTS, ROW_INTS, USUAL_FLOATS
-from features.kernel import AHEAD, LINE, TRANSACTION, Bytes, Floats, Ints
+from features.kernel import AHEAD, LINE, TRANSACTION, Bytes, Floats, Ints, approach_vector
 from features.uncounted import kernel
 from features.usual import usual
 
@@ -107,6 +107,8 @@ def recall(kind: Bytes, time: Ints, marks: Ints, event_hash: Ints, values: Float
             for k in range(coming, coming + count * memory, LINE):
                 prefetch(ints, k)
             prefetch(floats, slots[n + AHEAD] * dims[11] + usual_at)
+            if kind[n + AHEAD] == TRANSACTION:
+                approach_vector(out, places[n + AHEAD], dims)
         i, f = slots[n] * dims[10], slots[n] * dims[11]
         head_at = i + ROW_INTS + dims[0] + dims[1]
         start = head_at + 2 + count

@@ -12,7 +12,7 @@ from features.hashing import partitions_of
 from tests.world import World
 from trainer.history import split_by_time
 from trainer.state import partition_states
-from trainer.vectors import entity_ids, fold_all, history_vectors, transaction_operations
+from trainer.vectors import entity_ids, fold_all, history_vectors, table_labels, transaction_operations
 
 
 def test_vectors_after_a_history_continue_its_training_vectors_bit_for_bit(world: World) -> None:
@@ -35,8 +35,8 @@ def test_vectors_after_a_history_continue_its_training_vectors_bit_for_bit(world
         values = [held.get(id_, b"") for id_ in ids]
         decode_rows(layout, values, np.arange(len(ids), dtype=np.int64), rows.ints, rows.floats)
         tables.append(rows)
-    transactions, _ = transaction_operations(later, schema)
-    continued = fold_all(build_catalogue(schema), tuple(tables), transactions).x
+    transactions, labels = transaction_operations(later, schema), table_labels(later, schema)
+    continued = fold_all(build_catalogue(schema), tuple(tables), transactions, labels).x
     assert np.array_equal(continued.view(np.int64), expected[early.num_rows :].view(np.int64))
 
 

@@ -16,7 +16,7 @@ from features.codec import encode_rows
 from features.engine import Rows
 from features.hashing import partitions_of
 from features.schema import TransactionSchema
-from trainer.vectors import entity_ids, fold_all, interleave, transaction_operations
+from trainer.vectors import entity_ids, fold_all, table_labels, transaction_operations
 
 
 def partition_states(
@@ -41,7 +41,7 @@ def partition_states(
             continue
         ids = [entity_ids(part, entity).dictionary.to_pylist() for entity in schema.entities]
         tables = tuple(Rows(layout, len(found)) for layout, found in zip(catalogue.layouts, ids, strict=True))
-        fold_all(catalogue, tables, interleave(*transaction_operations(part, schema)))
+        fold_all(catalogue, tables, transaction_operations(part, schema), table_labels(part, schema))
         states = {}
         for rows, found in zip(tables, ids, strict=True):
             values = encode_rows(rows.layout, np.arange(len(found), dtype=np.int64), rows.ints, rows.floats)

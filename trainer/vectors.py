@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,10 +23,13 @@ from features.encoding import category_buckets
 from features.engine import Operations, Rows
 from features.hashing import hash_buffer, hash_strings
 from features.kernel import LABEL, TRANSACTION
+from features.ordering import row_by_row
 from features.schema import ID_SEPARATOR, Entity, TransactionSchema
+from features.uncounted import kernel
 from trainer.verdicts import Verdicts
 
 BATCH = 65_536
+Longs = NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -64,12 +67,26 @@ def _entity_codes(table: pa.Table, entity: Entity) -> tuple[NDArray[np.int64], N
     return codes, hash_strings(encoded.dictionary.to_pylist()).view(np.int64)[codes]
 
 
-def transaction_operations(table: pa.Table, schema: TransactionSchema, verdicts: Verdicts | None = None
-                           ) -> tuple[Operations, Operations]:  # fmt: skip
-    """The transactions as operations in row order, and their labels in order of arrival.
+class Labels(NamedTuple):
+    """Labels in order of arrival: int64[m] row of the judged transaction, int64[m] epoch ms, int8[m] 1 for fraud."""
 
-    The labels are the table's own, or ``verdicts``, which has those that lie elsewhere too.
-    """
+    row: Longs
+    time: Longs
+    fraud: NDArray[np.int8]
+
+
+def table_labels(table: pa.Table, schema: TransactionSchema) -> Labels:
+    """The labels of a table's own column."""
+    judged = pc.and_(pc.is_valid(table[schema.label]), pc.is_valid(table[schema.label_time]))
+    row = np.flatnonzero(judged.to_numpy())
+    time = pc.fill_null(table[schema.label_time], 0).to_numpy().astype(np.int64)[row]
+    order = np.argsort(time, kind="stable")
+    row = row[order]
+    return Labels(row, time[order], pc.fill_null(table[schema.label], 0).to_numpy().astype(np.int8)[row])
+
+
+def transaction_operations(table: pa.Table, schema: TransactionSchema) -> Operations:
+    """The transactions as operations in row order."""
     n = table.num_rows
     values = np.empty((n, len(schema.numeric)))
     for f, numeric in enumerate(schema.numeric):
@@ -83,7 +100,7 @@ def transaction_operations(table: pa.Table, schema: TransactionSchema, verdicts:
         categories[:, c] = buckets[indices.to_numpy(zero_copy_only=False)]
     coded = [_entity_codes(table, entity) for entity in schema.entities]
     slots = np.stack([codes for codes, _ in coded], axis=1)
-    transactions = Operations(
+    return Operations(
         kind=np.full(n, TRANSACTION, np.int8),
         time=table[schema.time].to_numpy().astype(np.int64),
         event_hash=string_hashes(table[schema.id]),
@@ -94,70 +111,59 @@ def transaction_operations(table: pa.Table, schema: TransactionSchema, verdicts:
         slots=slots,
         views=slots,
     )
-    if verdicts is not None:
-        rows, arrival, fraud = verdicts.row, verdicts.time_ms, verdicts.fraud
-    else:
-        judged = pc.and_(pc.is_valid(table[schema.label]), pc.is_valid(table[schema.label_time]))
-        rows = np.flatnonzero(judged.to_numpy())
-        arrival = pc.fill_null(table[schema.label_time], 0).to_numpy().astype(np.int64)[rows]
-        order = np.argsort(arrival, kind="stable")
-        rows, arrival = rows[order], arrival[order]
-        fraud = pc.fill_null(table[schema.label], 0).to_numpy().astype(np.int8)[rows]
-    labels = take(transactions, rows)
-    labels.kind, labels.time, labels.fraud = np.full(len(rows), LABEL, np.int8), arrival, fraud
-    return transactions, labels
 
 
-def take(operations: Operations, rows: NDArray[np.int64] | slice) -> Operations:
-    """The operations at ``rows``, in that order."""
-    o = operations
-    slots = o.slots[rows]
-    return Operations(o.kind[rows], o.time[rows], o.event_hash[rows], o.values[rows], o.categories[rows],
-                      o.fraud[rows], o.entity_hash[rows], slots,
-                      slots if o.views is o.slots else o.views[rows])  # fmt: skip
+@kernel
+def _merge(clock: Longs, arrival: Longs, order: Longs) -> None:
+    """Both in order of time, as numbers of transactions and, after them, of labels; of equal times transactions first.
 
-
-def interleave(transactions: Operations, labels: Operations) -> Operations:
-    """Both in order of time; among equal times transactions come first. Transactions keep their own order.
-
-    A transaction is never moved before one that precedes it: a late event keeps its place, and labels are put by
-    the newest transaction time so far, as the stream does.
+    ``clock`` is the newest transaction time so far, so that a late transaction keeps its place, as in the stream.
     """
-    clock = np.maximum.accumulate(transactions.time) if len(transactions) else transactions.time
-    order = np.argsort(np.concatenate([clock, labels.time]), kind="stable")
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    first, second = place[: len(transactions)], place[len(transactions) :]
-
-    def joined(name: str) -> NDArray[Any]:
-        ours, theirs = getattr(transactions, name), getattr(labels, name)
-        column = np.empty((len(order), *ours.shape[1:]), ours.dtype)
-        column[first], column[second] = ours, theirs
-        return column
-
-    columns = {name: joined(name) for name in Operations.__slots__ if name != "views"}
-    apart = transactions.views is not transactions.slots or labels.views is not labels.slots
-    return Operations(**columns, views=joined("views") if apart else columns["slots"])
+    i, j, n = 0, 0, len(clock)
+    for k in range(len(order)):
+        if j == len(arrival) or (i < n and clock[i] <= arrival[j]):
+            order[k] = i
+            i += 1
+        else:
+            order[k] = n + j
+            j += 1
 
 
-def fold_all(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations,
+def fold_all(catalogue: Catalogue, tables: tuple[Rows, ...], transactions: Operations, labels: Labels,
              progress: Callable[[int, int], None] | None = None) -> Vectors:  # fmt: skip
-    """The vectors of all transactions among ``operations``, in order; the tables hold the state after them."""
-    wanted = operations.kind == TRANSACTION
-    width = len(catalogue.features)
-    places = (np.cumsum(wanted) - 1) * width
-    x = np.empty((int(wanted.sum()), width))
-    repeats = np.empty(len(operations), np.int8)
+    """The vectors of all transactions, in order; the tables hold the state after them and their labels.
+
+    Operations go through the kernel in batches, and within a batch those of a row together, while it is near.
+    """
+    n, width = len(transactions), len(catalogue.features)
+    x, repeats = np.empty((n, width)), np.empty(n, np.int8)
+    # Of transactions and, after them, labels.
+    rows = np.concatenate([np.arange(n), labels.row])
+    times = np.concatenate([transactions.time, labels.time])
+    frauds = np.concatenate([transactions.fraud, labels.fraud])
+    order = np.empty(len(rows), np.int64)
+    _merge(np.maximum.accumulate(transactions.time) if n else transactions.time, labels.time, order)
     # What the models would have said is no feature; the memory takes it as 0.
     score, anomaly, action = np.zeros(BATCH), np.zeros(BATCH), np.zeros(BATCH, np.int8)
-    for start in range(0, len(operations), BATCH):
-        part = take(operations, slice(start, start + BATCH))
-        folded = engine.fold(catalogue, tables, part, x=x, places=places[start : start + BATCH])
+    for start in range(0, len(order), BATCH):
+        chosen = order[start : start + BATCH]
+        slots = transactions.slots.take(rows.take(chosen), 0)
+        first, *others = (row_by_row(column, len(table)) for column, table in zip(slots.T, tables, strict=True))
+        rank = np.empty(len(first), np.int64)
+        rank[first] = np.arange(len(first))
+        chosen = chosen.take(first)
+        row, kind = rows.take(chosen), np.where(chosen < n, np.int8(TRANSACTION), np.int8(LABEL))
+        o, slots = transactions, slots.take(first, 0)
+        part = Operations(kind, times.take(chosen), o.event_hash.take(row), o.values.take(row, 0),
+                          o.categories.take(row, 0), frauds.take(chosen), o.entity_hash.take(row, 0),
+                          slots, slots)  # fmt: skip
+        folded = engine.fold(catalogue, tables, part, x=x, places=row * width,
+                             orders=(None, *(rank.take(other) for other in others)))  # fmt: skip
         engine.remember(catalogue, tables, part, folded, score, anomaly, action)
-        repeats[start : start + BATCH] = folded.repeat
+        repeats[row[chosen < n]] = folded.repeat[chosen < n]
         if progress is not None:
-            progress(min(start + BATCH, len(operations)), len(operations))
-    return Vectors(x, catalogue.names, repeats[wanted])
+            progress(min(start + BATCH, len(order)), len(order))
+    return Vectors(x, catalogue.names, repeats)
 
 
 def history_vectors(table: pa.Table, schema: TransactionSchema, *, verdicts: Verdicts | None = None,
@@ -174,7 +180,8 @@ def history_vectors(table: pa.Table, schema: TransactionSchema, *, verdicts: Ver
         Called with (operations done, operations in all).
     """
     catalogue = build_catalogue(schema)
-    transactions, labels = transaction_operations(table, schema, verdicts)
+    transactions = transaction_operations(table, schema)
+    labels = Labels(verdicts.row, verdicts.time_ms, verdicts.fraud) if verdicts else table_labels(table, schema)
     rows = transactions.slots.max(axis=0) + 1 if len(transactions) else [0] * len(catalogue.layouts)
     tables = tuple(Rows(layout, int(n)) for layout, n in zip(catalogue.layouts, rows, strict=True))
-    return fold_all(catalogue, tables, interleave(transactions, labels), progress)
+    return fold_all(catalogue, tables, transactions, labels, progress)
