@@ -8,7 +8,6 @@ No IO. The tables are changed in place, in the same way however the operations a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -169,10 +168,10 @@ def fold(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations,
     memory.recall(o.kind, o.time, marks, o.event_hash, values.reshape(-1), o.fraud, slots[0], others, *key.flat,
                   key.layout.dims, key.layout.memory_columns, key.layout.usual_columns, repeat, position, moves, missed,
                   decided, places, flat)  # fmt: skip
-    for table, slot, view, order in zip_longest(tables, slots, views, orders):
+    for e, table in enumerate(tables):
         layout = table.layout
-        columns: list[Any] = [o.kind, o.time, marks, values, slot, view, repeat, moves, places]
-        if order is not None:
+        columns: list[Any] = [o.kind, o.time, marks, values, slots[e], views[e], repeat, moves, places]
+        if orders and (order := orders[e]) is not None:
             columns = [column.take(order, 0) for column in columns]
         kind, time, mark, value, slot, view, again, move, at = columns
         kernel.fold(kind, time, mark, value.reshape(-1), slot, view, again, move, *table.flat, layout.dims,

@@ -5,7 +5,8 @@ In: columns of operations. Out: feature columns. No state, no IO.
 
 from __future__ import annotations
 
-from features.kernel import TRANSACTION, Bytes, Floats, Ints
+from features.bits import prefetch
+from features.kernel import AHEAD, TRANSACTION, Bytes, Floats, Ints
 from features.uncounted import kernel
 
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
@@ -17,6 +18,8 @@ def event_features(kind: Bytes, time: Ints, values: Floats, categories: Floats, 
     """Fill the leading columns: numeric values, hour of day, day of week, categories."""
     fields, more = values.shape[1], categories.shape[1]
     for i in range(len(time)):
+        if i + AHEAD < len(time):
+            prefetch(out, places[i + AHEAD])
         if kind[i] == TRANSACTION:
             o = places[i]
             for f in range(fields):

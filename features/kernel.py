@@ -151,6 +151,12 @@ def _fold_label(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, hops: In
 
 
 @kernel_part
+def _emit(out: Floats, o: int, column: int, value: float) -> None:
+    if column >= 0:
+        out[U(o + column)] = value
+
+
+@kernel_part
 def _emit_field(floats: Floats, base: int, stride: int, dims: Ints, k: int, tile_map: int, seen: int, value: float,
                 columns: Ints, c: int, out: Floats, o: int) -> float:  # fmt: skip
     """The statistics of field k over the tiles ``seen``; ``base`` is the tile at position 0. Returns their count."""
@@ -175,23 +181,18 @@ def _emit_field(floats: Floats, base: int, stride: int, dims: Ints, k: int, tile
         if mean != 0.0:
             ratio = value / mean
         if squares_at > 0:
-            variance = squares / n - mean * mean
+            square = squares / n
+            variance = square - mean * mean
             # Of equal values this difference is rounding noise, and a zscore would divide by it.
-            deviation = np.sqrt(variance) if variance > _NOISE * squares / n else 0.0
-            if deviation > 0.0:
+            deviation = np.sqrt(variance) if variance > _NOISE * square else 0.0
+            if deviation > 0.0 and columns[U(c + 5)] >= 0:
                 zscore = (value - mean) / deviation
-    if columns[c] >= 0:
-        out[o + columns[c]] = total
-    if columns[c + 1] >= 0:
-        out[o + columns[c + 1]] = mean
-    if columns[c + 2] >= 0:
-        out[o + columns[c + 2]] = largest
-    if columns[c + 3] >= 0:
-        out[o + columns[c + 3]] = deviation
-    if columns[c + 4] >= 0:
-        out[o + columns[c + 4]] = ratio
-    if columns[c + 5] >= 0:
-        out[o + columns[c + 5]] = zscore
+    _emit(out, o, columns[U(c)], total)
+    _emit(out, o, columns[U(c + 1)], mean)
+    _emit(out, o, columns[U(c + 2)], largest)
+    _emit(out, o, columns[U(c + 3)], deviation)
+    _emit(out, o, columns[U(c + 4)], ratio)
+    _emit(out, o, columns[U(c + 5)], zscore)
     return count
 
 
@@ -249,10 +250,11 @@ def _transaction(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, hops: I
             seen = _visible(tile_map, tile)
             count = 0.0
             for k in range(dims[2]):
-                count = _emit_field(floats, base, stride, dims, k, tile_map, seen, values[v + k], field_columns,
+                count = _emit_field(floats, base, stride, dims, k, tile_map, seen, values[U(v + k)], field_columns,
                                     (w * dims[2] + k) * 6, out, o)  # fmt: skip
-            if count_columns[w] >= 0:
-                out[o + count_columns[w]] = count if dims[2] else _emit_count(floats, base, stride, tile_map, seen)
+            if dims[2] == 0:
+                count = _emit_count(floats, base, stride, tile_map, seen)
+            _emit(out, o, count_columns[w], count)
         if folds:
             tile_map = _moved(tile_map, tile)
             age = (tile_map >> RING) - tile

@@ -174,11 +174,17 @@ def remember(kind: Bytes, event_hash: Ints, slots: Ints, repeat: Bytes, position
     replaced. ``decided`` is what :func:`recall` found; the first of a repeat without it is in this batch.
     """
     memory = dims[3]
+    hashes_at = ROW_INTS + dims[0] + dims[1] + 2 + dims[4]
     for n in range(len(kind)):
+        if n + AHEAD < len(kind):
+            coming = slots[n + AHEAD] * dims[10] + hashes_at + position[n + AHEAD]
+            prefetch(ints, coming)
+            prefetch(ints, coming + 4 * memory)
+            prefetch(floats, (slots[n + AHEAD] + 1) * dims[11] - MEMORY_FLOATS * memory + position[n + AHEAD])
         if kind[n] != TRANSACTION:
             continue
         if repeat[n] == 0:
-            at = slots[n] * dims[10] + ROW_INTS + dims[0] + dims[1] + 2 + dims[4] + position[n]
+            at = slots[n] * dims[10] + hashes_at + position[n]
             if ints[at] != event_hash[n]:
                 continue  # more events of this key in one batch than the memory holds
             ints[at + 4 * memory] = action[n]
