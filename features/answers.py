@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from features.bits import copy_bytes
 from features.hashing import pack
 from features.texts import Texts
 
@@ -31,11 +32,9 @@ _FIXED_BYTES = len(_PIECES) + 6 * 20  # all pieces and the digits of every numbe
 
 
 @njit(cache=True, nogil=True)
-def _copy(out: _U8, at: int, data: _U8, start: int, end: int) -> int:
-    for j in range(start, end):
-        out[at] = data[j]
-        at += 1
-    return at
+def copied(out: _U8, at: int, data: _U8, start: int, end: int) -> int:
+    """Bytes as they are; returns where they end, as all of these do."""
+    return int(copy_bytes(out, at, data, start, end - start))
 
 
 @njit(cache=True, nogil=True)
@@ -95,31 +94,31 @@ def _allowed(topic: _U8, partition: int, offsets: _Ints, id_data: _U8, id_starts
              which: _Ints, pieces: _U8, bounds: _Ints, out: _U8, ends: _Ints) -> None:  # fmt: skip
     at = 0
     for i in range(len(offsets)):
-        at = _copy(out, at, pieces, bounds[0], bounds[1])
-        at = _copy(out, at, topic, 0, len(topic))
+        at = copied(out, at, pieces, bounds[0], bounds[1])
+        at = copied(out, at, topic, 0, len(topic))
         out[at] = 58  # :
         at = digits(out, at + 1, partition)
         out[at] = 58
         at = digits(out, at + 1, offsets[i])
-        at = _copy(out, at, pieces, bounds[1], bounds[2])
+        at = copied(out, at, pieces, bounds[1], bounds[2])
         at = escaped(out, at, id_data, id_starts[i], id_ends[i])
-        at = _copy(out, at, pieces, bounds[2], bounds[3])
+        at = copied(out, at, pieces, bounds[2], bounds[3])
         at = escaped(out, at, key_data, key_starts[i], key_ends[i])
-        at = _copy(out, at, pieces, bounds[3], bounds[4])
+        at = copied(out, at, pieces, bounds[3], bounds[4])
         at = digits(out, at, times[i])
-        at = _copy(out, at, pieces, bounds[4], bounds[5])
+        at = copied(out, at, pieces, bounds[4], bounds[5])
         at = _fraction(out, at, scores[i])
-        at = _copy(out, at, pieces, bounds[5], bounds[6])
+        at = copied(out, at, pieces, bounds[5], bounds[6])
         at = _fraction(out, at, anomalies[i])
-        at = _copy(out, at, pieces, bounds[6], bounds[7])
+        at = copied(out, at, pieces, bounds[6], bounds[7])
         at = escaped(out, at, version, 0, len(version))
-        at = _copy(out, at, pieces, bounds[7], bounds[8])
+        at = copied(out, at, pieces, bounds[7], bounds[8])
         at = digits(out, at, positions[i])
         ending = 8 if repeats[i] else 9
-        at = _copy(out, at, pieces, bounds[ending], bounds[ending + 1])
+        at = copied(out, at, pieces, bounds[ending], bounds[ending + 1])
         known = reviews[i] != UNKNOWN
-        at = _fraction(out, at, reviews[i]) if known else _copy(out, at, pieces, bounds[10], bounds[11])
-        at = _copy(out, at, tails, tail_bounds[which[i]], tail_bounds[which[i] + 1])
+        at = _fraction(out, at, reviews[i]) if known else copied(out, at, pieces, bounds[10], bounds[11])
+        at = copied(out, at, tails, tail_bounds[which[i]], tail_bounds[which[i] + 1])
         ends[i] = at
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core.cgutils import raw_memcpy
 from numba.extending import intrinsic
 
 
@@ -33,6 +34,22 @@ def _prefetch(_: Any, array: Any, index: Any) -> Any:
     return types.void(array, types.int64), build
 
 
+def _copy_bytes(_: Any, out: Any, at: Any, data: Any, start: Any, size: Any) -> Any:
+    """Copy ``size`` bytes (0 or more) from ``data[start]`` on to ``out[at]``, both inside and apart; returns their end.
+
+    A loop over bytes makes one at a time: it has to heed that indices may be negative and that the two may overlap.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        into, at, origin, start, size = arguments
+        target = builder.gep(context.make_array(signature.args[0])(context, builder, into).data, [at])
+        source = builder.gep(context.make_array(signature.args[2])(context, builder, origin).data, [start])
+        raw_memcpy(builder, target, source, size, 1)  # type: ignore[no-untyped-call]
+        return builder.add(at, size)
+
+    return types.int64(out, types.int64, data, types.int64, types.int64), build
+
+
 def _float_bits(_: Any, value: Any) -> Any:
     """The 64 bits of a float64 as an int64."""
 
@@ -54,5 +71,6 @@ def _bits_float(_: Any, bits: Any) -> Any:
 # Untyped for the checker: compiled code calls them without the typing context.
 lowest_bit: Any = intrinsic(_lowest_bit)
 prefetch: Any = intrinsic(_prefetch)
+copy_bytes: Any = intrinsic(_copy_bytes)
 float_bits: Any = intrinsic(_float_bits)
 bits_float: Any = intrinsic(_bits_float)

@@ -54,8 +54,9 @@ from features.codec_v2 import (
 )
 from features.codec_v3 import decode_v3
 from features.errors import StateMismatch
-from features.kernel import LINE, Floats, Ints
+from features.kernel import LINE, Floats, Ints, U
 from features.labels import FRAUD, LEVEL, TIME
+from features.uncounted import kernel, kernel_part
 from features.varint import U8, get_raw, put_number, put_raw, put_signed, put_varint
 
 CODEC_VERSION = 3
@@ -64,12 +65,12 @@ _BITS = (1 << RING) - 1
 _ROW_BYTES_LIKELY = 512
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def _units(time: int, seconds: bool) -> int:
     return int(time // 1000) if seconds else time
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _whole_seconds(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, size: int) -> bool:
     for k in range(ROW_INTS):
         if ints[i + k] != NEVER and ints[i + k] % 1000 != 0:
@@ -89,7 +90,7 @@ def _whole_seconds(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, size:
     return odd == 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _complete(ints: Ints, floats: Floats, i: int, f: int, dims: Ints) -> bool:
     """Whether each field of each tile that holds something has as many values as the tile has transactions."""
     stride = 1 + dims[2] * dims[6]
@@ -105,7 +106,7 @@ def _complete(ints: Ints, floats: Floats, i: int, f: int, dims: Ints) -> bool:
     return True
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _same_tile(floats: Floats, p: int, q: int, width: int) -> bool:
     odd = 0
     for k in range(width):
@@ -113,7 +114,7 @@ def _same_tile(floats: Floats, p: int, q: int, width: int) -> bool:
     return odd == 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _put_events(out: U8, at: int, ints: Ints, floats: Floats, i: int, f: int, dims: Ints, seconds: bool,
                 complete: bool) -> int:  # fmt: skip
     at = put_signed(out, at, _units(ints[i], seconds))
@@ -158,7 +159,7 @@ def _put_events(out: U8, at: int, ints: Ints, floats: Floats, i: int, f: int, di
     return at
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _put_labels(out: U8, at: int, ints: Ints, floats: Floats, i: int, f: int, dims: Ints, seconds: bool) -> int:
     newest = ints[i] if ints[i] != NEVER else 0
     at = put_signed(out, at, _units(ints[i + 2] - newest, seconds))
@@ -187,7 +188,7 @@ def _put_labels(out: U8, at: int, ints: Ints, floats: Floats, i: int, f: int, di
     return _put_kept(out, at, ints, i, dims, seconds)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _put_kept(out: U8, at: int, ints: Ints, i: int, dims: Ints, seconds: bool) -> int:
     end, count, before = i + dims[10], 0, ints[i + 2]
     while count < dims[13] and ints[end - 1 - count] != 0:
@@ -204,7 +205,16 @@ def _put_kept(out: U8, at: int, ints: Ints, i: int, dims: Ints, seconds: bool) -
     return at
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
+def last_equal(ints: Ints, start: int, first: int, end: int, wanted: int) -> int:
+    """The last of the cells ``first`` to ``end`` - 1 that holds ``wanted``; -1 if none. It compares several at once."""
+    found = -1
+    for k in range(first, end):
+        found = k if ints[U(start + k)] == wanted else found
+    return found
+
+
+@kernel
 def _put_memory(out: U8, at: int, ints: Ints, floats: Floats, i: int, f: int, dims: Ints, seconds: bool) -> int:
     memory, others = dims[3], dims[4]
     start = i + ROW_INTS + dims[0] + dims[1] + 2 + others
@@ -230,23 +240,22 @@ def _put_memory(out: U8, at: int, ints: Ints, floats: Floats, i: int, f: int, di
         out[at] = ints[start + 5 * memory + k]
         at += 1
         for o in range(others):
-            column, back = start + (MEMORY_INTS + o) * memory, 1
-            other, p = ints[column + k], k
-            while back <= n:
-                p = p - 1 if p > 0 else memory - 1
-                if ints[column + p] == other:
-                    break
-                back += 1
-            at = put_varint(out, at, back if back <= n else 0)
-            if back > n:
-                at = put_raw(out, at, other)
+            column = start + (MEMORY_INTS + o) * memory
+            other = ints[column + k]
+            same = last_equal(ints, column, k - min(n, k), k, other)
+            if same < 0 and n > k:  # the ring's older part
+                same = last_equal(ints, column, memory - (n - k), memory, other)
+            if same < 0:
+                at = put_raw(out, put_varint(out, at, 0), other)
+            else:
+                at = put_varint(out, at, k - same if same < k else k - same + memory)
         if not nothing:
             at = put_number(out, at, floats[values + k], SCORES)
             at = put_number(out, at, floats[values + memory + k], SCORES)
     return _put_usual(out, at, ints, floats, i, values - USUAL_FLOATS * dims[14], dims, seconds)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _put_usual(out: U8, at: int, ints: Ints, floats: Floats, i: int, u: int, dims: Ints, seconds: bool) -> int:
     newest = ints[i] if ints[i] != NEVER else 0
     for p in range(u, u + USUAL_FLOATS * dims[14], USUAL_FLOATS):
@@ -261,7 +270,7 @@ def _put_usual(out: U8, at: int, ints: Ints, floats: Floats, i: int, u: int, dim
     return at
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _encode(rows: Ints, done: int, ints: Ints, floats: Floats, dims: Ints, out: U8, ends: Ints, room: int) -> int:
     """Encode rows from number ``done`` on while there is ``room`` for a row; returns how many are encoded."""
     at = 0 if done == 0 else ends[done - 1]

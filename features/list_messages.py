@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from features.answers import digits, escaped
+from features.answers import copied, digits, escaped
 from features.hashing import pack
 from features.messages import Degraded, LeftOut, RecommendedItem
 from features.texts import Texts
@@ -48,12 +48,6 @@ class Clicks:
 
 
 @njit(cache=True, nogil=True)
-def _piece(out: _U8, at: int, data: _U8, start: int, end: int) -> int:
-    out[at : at + end - start] = data[start:end]
-    return at + end - start
-
-
-@njit(cache=True, nogil=True)
 def _spliced(topic: _U8, partition: int, offsets: Longs, event: _U8, event_starts: Longs, event_ends: Longs,
              session: _U8, session_starts: Longs, session_ends: Longs, user: _U8, user_starts: Longs, user_ends: Longs,
              item: _U8, item_starts: Longs, item_ends: Longs, times: Longs, longs: NDArray[np.int8], which: Longs,
@@ -61,32 +55,32 @@ def _spliced(topic: _U8, partition: int, offsets: Longs, event: _U8, event_start
              ends: Longs) -> None:  # fmt: skip
     at = 0
     for i in range(len(offsets)):
-        at = _piece(out, at, pieces, bounds[_ID], bounds[_ID + 1])
-        at = _piece(out, at, topic, 0, len(topic))
+        at = copied(out, at, pieces, bounds[_ID], bounds[_ID + 1])
+        at = copied(out, at, topic, 0, len(topic))
         out[at] = _COLON
         at = digits(out, at + 1, partition)
         out[at] = _COLON
         at = digits(out, at + 1, offsets[i])
-        at = _piece(out, at, pieces, bounds[_EVENT], bounds[_EVENT + 1])
+        at = copied(out, at, pieces, bounds[_EVENT], bounds[_EVENT + 1])
         at = escaped(out, at, event, event_starts[i], event_ends[i])
-        at = _piece(out, at, pieces, bounds[_SESSION], bounds[_SESSION + 1])
+        at = copied(out, at, pieces, bounds[_SESSION], bounds[_SESSION + 1])
         at = escaped(out, at, session, session_starts[i], session_ends[i])
-        at = _piece(out, at, pieces, bounds[_USER], bounds[_USER + 1])
+        at = copied(out, at, pieces, bounds[_USER], bounds[_USER + 1])
         if user_starts[i] < 0:
-            at = _piece(out, at, pieces, bounds[_NULL], bounds[_NULL + 1])
+            at = copied(out, at, pieces, bounds[_NULL], bounds[_NULL + 1])
         else:
             out[at] = _QUOTE
             at = escaped(out, at + 1, user, user_starts[i], user_ends[i])
             out[at] = _QUOTE
             at += 1
-        at = _piece(out, at, pieces, bounds[_ITEM], bounds[_ITEM + 1])
+        at = copied(out, at, pieces, bounds[_ITEM], bounds[_ITEM + 1])
         at = escaped(out, at, item, item_starts[i], item_ends[i])
-        at = _piece(out, at, pieces, bounds[_TIME], bounds[_TIME + 1])
+        at = copied(out, at, pieces, bounds[_TIME], bounds[_TIME + 1])
         at = digits(out, at, times[i])
-        at = _piece(out, at, bodies, body_bounds[which[i]], body_bounds[which[i] + 1])
+        at = copied(out, at, bodies, body_bounds[which[i]], body_bounds[which[i] + 1])
         verdict = _TRUE if longs[i] else _FALSE
-        at = _piece(out, at, pieces, bounds[verdict], bounds[verdict + 1])
-        at = _piece(out, at, tails, tail_bounds[which[i]], tail_bounds[which[i] + 1])
+        at = copied(out, at, pieces, bounds[verdict], bounds[verdict + 1])
+        at = copied(out, at, tails, tail_bounds[which[i]], tail_bounds[which[i] + 1])
         ends[i] = at
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from features.bits import copy_bytes
 from features.hashing import pack
 from features.texts import Texts
 
@@ -102,13 +103,9 @@ def _records(keys: _U8, key_starts: _Ints, key_ends: _Ints, values: _U8, value_s
         out[at], out[at + 1] = 0, 0  # attributes, and as much later than the batch's first time
         at = _varint(out, at + 2, number)
         at = _varint(out, at, key)
-        for j in range(key_starts[i], key_ends[i]):
-            out[at] = keys[j]
-            at += 1
+        at = copy_bytes(out, at, keys, key_starts[i], key)
         at = _varint(out, at, value)
-        for j in range(value_starts[i], value_ends[i]):
-            out[at] = values[j]
-            at += 1
+        at = copy_bytes(out, at, values, value_starts[i], value)
         out[at] = 0  # headers
         at += 1
     return at

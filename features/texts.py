@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from features.bits import copy_bytes
 from features.hashing import hash_spans, murmur2_spans, pack
 
 _U8 = NDArray[np.uint8]
@@ -28,9 +29,8 @@ def _join(data: _U8, starts: _Ints, ends: _Ints, separator: int, out: _U8, bound
             if part > 0:
                 out[at] = separator
                 at += 1
-            for j in range(starts[i, part], ends[i, part]):
-                out[at] = data[j]
-                at += 1
+            start = starts[i, part]
+            at = copy_bytes(out, at, data, start, ends[i, part] - start)
         bounds[i + 1] = at
 
 

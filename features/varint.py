@@ -14,43 +14,43 @@ past it finds zeros, and the cursor at :data:`BROKEN`.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from features.bits import bits_float, float_bits
-from features.kernel import Ints
+from features.kernel import Ints, U
+from features.uncounted import kernel, kernel_part
 
 U8 = NDArray[np.uint8]
 BROKEN = -1  # position of a cursor over bytes that no writer has written
 _UNITS_MAX = float(1 << 52)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def put_varint(out: U8, at: int, value: int) -> int:
     """Write ``value`` (at least 0); returns the position after it, as every writer does."""
     while value >= 128:
-        out[at] = (value & 127) | 128
+        out[U(at)] = (value & 127) | 128
         value >>= 7
         at += 1
-    out[at] = value
+    out[U(at)] = value
     return at + 1
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def put_signed(out: U8, at: int, value: int) -> int:
     """Write an integer of either sign."""
     return int(put_varint(out, at, (value << 1) if value >= 0 else ((-value) << 1) - 1))
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def put_raw(out: U8, at: int, bits: int) -> int:
     """Write 64 bits."""
     for j in range(8):
-        out[at + j] = (bits >> (8 * j)) & 255
+        out[U(at + j)] = (bits >> (8 * j)) & 255
     return at + 8
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def put_number(out: U8, at: int, value: float, units: float) -> int:
     """Write a float; ``units`` in 1."""
     m = np.rint(value * units)
@@ -61,18 +61,18 @@ def put_number(out: U8, at: int, value: float, units: float) -> int:
             return int(put_varint(out, at, 2 * whole + 1))
         if -2 <= off <= 2:
             return int(put_varint(out, at, 16 * whole + 4 * (off + 2 if off < 0 else off + 1) + 2))
-    out[at] = 0
+    out[U(at)] = 0
     return int(put_raw(out, at + 1, float_bits(value)))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def get_varint(data: U8, cursor: Ints) -> int:
     """Read a varint of at most 9 bytes, which is 63 bits."""
     value = 0
     at = cursor[0]
     if at >= 0:
         for j in range(min(9, cursor[1] - at)):
-            byte = int(data[at + j])
+            byte = int(data[U(at + j)])
             value |= (byte & 127) << (7 * j)
             if byte < 128:
                 cursor[0] = at + j + 1
@@ -81,14 +81,14 @@ def get_varint(data: U8, cursor: Ints) -> int:
     return 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+@kernel_part
 def get_signed(data: U8, cursor: Ints) -> int:
     """Read an integer of either sign."""
     value = get_varint(data, cursor)
     return -((value + 1) >> 1) if value & 1 else value >> 1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def get_raw(data: U8, cursor: Ints, width: int) -> int:
     """Read ``width`` bytes, at most 8, as the low bits of an integer."""
     at, bits = cursor[0], 0
@@ -96,12 +96,12 @@ def get_raw(data: U8, cursor: Ints, width: int) -> int:
         cursor[0] = BROKEN
         return 0
     for j in range(width):
-        bits |= int(data[at + j]) << (8 * j)
+        bits |= int(data[U(at + j)]) << (8 * j)
     cursor[0] = at + width
     return bits
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def get_number(data: U8, cursor: Ints, units: float) -> float:
     """Read a float; ``units`` in 1."""
     found = get_varint(data, cursor)

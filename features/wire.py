@@ -11,6 +11,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from features.answers import digits
+from features.bits import copy_bytes
 
 _U8 = NDArray[np.uint8]
 _Ints = NDArray[np.int64]
@@ -32,17 +33,11 @@ def _write(prefix: _U8, ids: _U8, lengths: NDArray[np.int32], rows: _Ints, data:
     for i in range(len(rows)):
         row, end = rows[i], ends[i]
         at = _length(out, at, len(prefix) + lengths[row])
-        for j in range(len(prefix)):
-            out[at + j] = prefix[j]
-        at += len(prefix)
-        for j in range(lengths[row]):
-            out[at + j] = ids[row, j]
-        at += lengths[row]
+        at = copy_bytes(out, at, prefix, 0, len(prefix))
+        at = copy_bytes(out, at, ids, row * ids.shape[1], lengths[row])
         out[at], out[at + 1] = _CR, _LF
         at = _length(out, at + 2, end - start)
-        for j in range(end - start):
-            out[at + j] = data[start + j]
-        at += end - start
+        at = copy_bytes(out, at, data, start, end - start)
         out[at], out[at + 1] = _CR, _LF
         at += 2
         start = end
