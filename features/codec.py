@@ -54,8 +54,9 @@ from features.codec_v2 import (
 )
 from features.codec_v3 import decode_v3
 from features.errors import StateMismatch
-from features.kernel import LINE, Floats, Ints, U
+from features.kernel import LINE, Floats, Ints
 from features.labels import FRAUD, LEVEL, TIME
+from features.memory import find_last
 from features.uncounted import kernel, kernel_part
 from features.varint import U8, get_raw, put_number, put_raw, put_signed, put_varint
 
@@ -206,15 +207,6 @@ def _put_kept(out: U8, at: int, ints: Ints, i: int, dims: Ints, seconds: bool) -
 
 
 @kernel
-def last_equal(ints: Ints, start: int, first: int, end: int, wanted: int) -> int:
-    """The last of the cells ``first`` to ``end`` - 1 that holds ``wanted``; -1 if none. It compares several at once."""
-    found = -1
-    for k in range(first, end):
-        found = k if ints[U(start + k)] == wanted else found
-    return found
-
-
-@kernel
 def _put_memory(out: U8, at: int, ints: Ints, floats: Floats, i: int, f: int, dims: Ints, seconds: bool) -> int:
     memory, others = dims[3], dims[4]
     start = i + ROW_INTS + dims[0] + dims[1] + 2 + others
@@ -240,15 +232,16 @@ def _put_memory(out: U8, at: int, ints: Ints, floats: Floats, i: int, f: int, di
         out[at] = ints[start + 5 * memory + k]
         at += 1
         for o in range(others):
-            column = start + (MEMORY_INTS + o) * memory
+            column, near = start + (MEMORY_INTS + o) * memory, min(n, k)
             other = ints[column + k]
-            same = last_equal(ints, column, k - min(n, k), k, other)
+            same = find_last(ints, column + k - near, near, other)
+            back = near - same if same >= 0 else 0
             if same < 0 and n > k:  # the ring's older part
-                same = last_equal(ints, column, memory - (n - k), memory, other)
-            if same < 0:
-                at = put_raw(out, put_varint(out, at, 0), other)
-            else:
-                at = put_varint(out, at, k - same if same < k else k - same + memory)
+                same = find_last(ints, column + memory - (n - k), n - k, other)
+                back = n - same if same >= 0 else 0
+            at = put_varint(out, at, back)
+            if back == 0:
+                at = put_raw(out, at, other)
         if not nothing:
             at = put_number(out, at, floats[values + k], SCORES)
             at = put_number(out, at, floats[values + memory + k], SCORES)

@@ -20,7 +20,7 @@ from features.usual import usual
 
 
 @kernel
-def _find(ints: Ints, start: int, size: int, wanted: int) -> int:
+def find_last(ints: Ints, start: int, size: int, wanted: int) -> int:
     """The last of ``size`` cells that holds ``wanted``, or -1. Without a way out it compares several at once."""
     found = -1
     for k, value in enumerate(ints[start : start + size]):
@@ -122,7 +122,7 @@ def recall(kind: Bytes, time: Ints, marks: Ints, event_hash: Ints, values: Float
                 size, head = 0, 0
         if size == 0:
             floats[f + usual_at : f + usual_at + USUAL_FLOATS * fields] = 0.0
-        found = _find(ints, start, size, event_hash[n])
+        found = find_last(ints, start, size, event_hash[n])
         if kind[n] == TRANSACTION:
             level = usual(values, n * fields, time[n], floats, f + usual_at, fields, found < 0, usual_columns, out,
                           places[n])  # fmt: skip

@@ -113,6 +113,15 @@ def transaction_operations(table: pa.Table, schema: TransactionSchema) -> Operat
     )
 
 
+def take(operations: Operations, rows: Longs) -> Operations:
+    """The operations at ``rows``, in that order, each of which folds into the row that it reads."""
+    o = operations
+    slots = o.slots.take(rows, 0)
+    return Operations(o.kind.take(rows), o.time.take(rows), o.event_hash.take(rows), o.values.take(rows, 0),
+                      o.categories.take(rows, 0), o.fraud.take(rows), o.entity_hash.take(rows, 0), slots,
+                      slots)  # fmt: skip
+
+
 @kernel
 def _merge(clock: Longs, arrival: Longs, order: Longs) -> None:
     """Both in order of time, as numbers of transactions and, after them, of labels; of equal times transactions first.
@@ -133,9 +142,10 @@ def fold_all(catalogue: Catalogue, tables: tuple[Rows, ...], transactions: Opera
              progress: Callable[[int, int], None] | None = None) -> Vectors:  # fmt: skip
     """The vectors of all transactions, in order; the tables hold the state after them and their labels.
 
-    Operations go through the kernel in batches, and within a batch those of a row together, while it is near.
+    Operations go through the kernel in batches, and within a batch those of a row together, while it is near: no row
+    knows of another's, so that only the order of its own counts.
     """
-    o, n, width = transactions, len(transactions), len(catalogue.features)
+    n, width = len(transactions), len(catalogue.features)
     x, repeats = np.empty((n, width)), np.empty(n, np.int8)
     # Of transactions and, after them, labels.
     rows = np.concatenate([np.arange(n), labels.row])
@@ -147,15 +157,15 @@ def fold_all(catalogue: Catalogue, tables: tuple[Rows, ...], transactions: Opera
     score, anomaly, action = np.zeros(BATCH), np.zeros(BATCH), np.zeros(BATCH, np.int8)
     for start in range(0, len(order), BATCH):
         chosen = order[start : start + BATCH]
-        slots = o.slots.take(rows.take(chosen), 0)
+        slots = transactions.slots.take(rows.take(chosen), 0)
         first, *others = (row_by_row(column, len(table)) for column, table in zip(slots.T, tables, strict=True))
         place = np.empty(len(first), np.int64)
         place[first] = np.arange(len(first))
-        chosen, slots = chosen.take(first), slots.take(first, 0)
+        chosen = chosen.take(first)
         row, is_transaction = rows.take(chosen), chosen < n
-        part = Operations(np.where(is_transaction, np.int8(TRANSACTION), np.int8(LABEL)), times.take(chosen),
-                          o.event_hash.take(row), o.values.take(row, 0), o.categories.take(row, 0),
-                          frauds.take(chosen), o.entity_hash.take(row, 0), slots, slots)  # fmt: skip
+        part = take(transactions, row)
+        part.kind = np.where(is_transaction, np.int8(TRANSACTION), np.int8(LABEL))
+        part.time, part.fraud = times.take(chosen), frauds.take(chosen)
         folded = engine.fold(catalogue, tables, part, x=x, places=row * width,
                              orders=(None, *(place.take(other) for other in others)))  # fmt: skip
         engine.remember(catalogue, tables, part, folded, score, anomaly, action)
