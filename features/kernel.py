@@ -20,7 +20,6 @@ fields. Tile number ``time // hop`` lies at position ``number % RING``. The tile
 the entity's newest time. A *map* is ``newest tile number << RING | bits``; bit b says that tile ``newest - (RING - 1) +
 b`` holds something. A tile whose bit is not set may hold anything: what is older reads as empty by construction, and a
 window costs as many reads as it has tiles with something in them. Sums run from the oldest tile to the newest, always.
-
 The compiled functions take the tables flat: a two-dimensional view per operation costs more than the arithmetic. ``i``
 and ``f`` are where a row begins in ``ints`` and ``floats``.
 """
@@ -273,8 +272,7 @@ def _approach(ints: Ints, floats: Floats, row: int, dims: Ints, transaction: boo
     for k in range((row + 1) * dims[10] - dims[13], (row + 1) * dims[10], LINE):
         prefetch(ints, k)
     start = row * dims[11]
-    first = start if transaction else start + dims[9]
-    for k in range(first, start + dims[9] + 2 * RING * dims[1], LINE):
+    for k in range(start if transaction else start + dims[9], start + dims[9] + 2 * RING * dims[1], LINE):
         prefetch(floats, k)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from features.bits import prefetch
 from features.catalogue import MEMORY_FLOATS, MEMORY_INTS, ROW_INTS, USUAL_FLOATS
-from features.kernel import AHEAD, LINE, TRANSACTION, Bytes, Floats, Ints, approach_vector
+from features.kernel import AHEAD, LINE, TRANSACTION, Bytes, Floats, Ints, U, approach_vector
 from features.uncounted import kernel
 from features.usual import usual
 
@@ -23,16 +23,16 @@ from features.usual import usual
 def find_last(ints: Ints, start: int, size: int, wanted: int) -> int:
     """The last of ``size`` cells that holds ``wanted``, or -1. Without a way out it compares several at once."""
     found = -1
-    for k, value in enumerate(ints[start : start + size]):
-        found = k if value == wanted else found
+    for k in range(size):
+        found = k if ints[U(start + k)] == wanted else found
     return found
 
 
 @kernel
 def _count(ints: Ints, start: int, size: int, wanted: int) -> int:
     found = 0
-    for value in ints[start : start + size]:
-        found += 1 if value == wanted else 0
+    for k in range(size):
+        found += 1 if ints[U(start + k)] == wanted else 0
     return found
 
 
