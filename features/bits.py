@@ -7,6 +7,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core.cgutils import raw_memcpy
+from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 
@@ -38,7 +39,11 @@ def _copy_bytes(_: Any, out: Any, at: Any, data: Any, start: Any, size: Any) -> 
     """Copy ``size`` bytes (0 or more) from ``data[start]`` on to ``out[at]``, both inside and apart; returns their end.
 
     A loop over bytes makes one at a time: it has to heed that indices may be negative and that the two may overlap.
+    Arrays of bytes in C order, counted flat.
     """
+    for array in (out, data):
+        if array.layout != "C" or array.dtype.bitwidth != 8:
+            raise TypingError(f"copy_bytes takes arrays of bytes in C order, not {array}")
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         into, at, origin, start, size = arguments

@@ -140,7 +140,7 @@ def _dense(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def fold(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations, marks: Ints | None = None,
-         x: Floats | None = None, places: Ints | None = None, orders: tuple[Ints | None, ...] = ()
+         x: Floats | None = None, places: Ints | None = None, orders: tuple[Ints, ...] = ()
          ) -> Folded:  # fmt: skip
     """Emit the vector of each transaction as of just before it, and fold every operation, in order.
 
@@ -150,8 +150,8 @@ def fold(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations,
     ``x`` (float64[:, features], row-major) and ``places`` (int64[n]: where in it, counted in numbers, the vector of
     each transaction begins) are given by a caller that has a place for the vectors already.
 
-    What counts is the order of the operations of each row, so ``orders`` may name for each entity (int64[n], None for
-    that of the operations) one that goes through a row's operations together, while it is near.
+    What counts is the order of the operations of each row. The key entity's rows get them in the order given; for each
+    other entity ``orders`` (int64[n]) may name one that takes a row's operations together, while it is near.
     """
     n, key, width = len(operations), tables[0], len(catalogue.features)
     if x is None or places is None:
@@ -171,8 +171,8 @@ def fold(catalogue: Catalogue, tables: tuple[Rows, ...], operations: Operations,
     for e, table in enumerate(tables):
         layout = table.layout
         columns: list[Any] = [o.kind, o.time, marks, values, slots[e], views[e], repeat, moves, places]
-        if orders and (order := orders[e]) is not None:
-            columns = [column.take(order, 0) for column in columns]
+        if orders and e > 0:
+            columns = [column.take(orders[e - 1], 0) for column in columns]
         kind, time, mark, value, slot, view, again, move, at = columns
         kernel.fold(kind, time, mark, value.reshape(-1), slot, view, again, move, *table.flat, layout.dims,
                     layout.hops_ms, layout.label_hops_ms, layout.count_columns, layout.field_columns.reshape(-1),

@@ -18,7 +18,7 @@ def event_features(kind: Bytes, time: Ints, values: Floats, categories: Floats, 
     """Fill the leading columns: numeric values, hour of day, day of week, categories."""
     fields, more = values.shape[1], categories.shape[1]
     for i in range(len(time)):
-        if i + AHEAD < len(time):
+        if i + AHEAD < len(time) and kind[i + AHEAD] == TRANSACTION:
             prefetch(out, places[i + AHEAD])
         if kind[i] == TRANSACTION:
             o = places[i]

@@ -20,6 +20,7 @@ fields. Tile number ``time // hop`` lies at position ``number % RING``. The tile
 the entity's newest time. A *map* is ``newest tile number << RING | bits``; bit b says that tile ``newest - (RING - 1) +
 b`` holds something. A tile whose bit is not set may hold anything: what is older reads as empty by construction, and a
 window costs as many reads as it has tiles with something in them. Sums run from the oldest tile to the newest, always.
+
 The compiled functions take the tables flat: a two-dimensional view per operation costs more than the arithmetic. ``i``
 and ``f`` are where a row begins in ``ints`` and ``floats``.
 """
@@ -51,9 +52,8 @@ _WINDOW = (1 << (TILES + 1)) - 1  # the tiles of a window: TILES hops and the on
 @kernel
 def clear(ints: Ints, i: int, dims: Ints) -> None:
     """Make one row read as an entity without events. Its memory has a life of its own."""
-    ints[i] = NEVER
-    ints[i + 1] = NEVER
-    ints[i + 2] = NEVER
+    for k in range(ROW_INTS):
+        ints[i + k] = NEVER
     for w in range(dims[0] + dims[1]):
         ints[i + ROW_INTS + w] = 0
     for k in range(dims[10] - dims[13], dims[10]):
@@ -251,7 +251,7 @@ def _transaction(ints: Ints, floats: Floats, i: int, f: int, dims: Ints, hops: I
             for k in range(dims[2]):
                 count = _emit_field(floats, base, stride, dims, k, tile_map, seen, values[U(v + k)], field_columns,
                                     (w * dims[2] + k) * 6, out, o)  # fmt: skip
-            if dims[2] == 0:
+            if dims[2] == 0 and count_columns[w] >= 0:
                 count = _emit_count(floats, base, stride, tile_map, seen)
             _emit(out, o, count_columns[w], count)
         if folds:

@@ -12,11 +12,20 @@ from features.codec import decode_rows, encode_rows
 from features.engine import Operations, Rows
 from features.hashing import partitions_of
 from features.kernel import LABEL
+from features.schema import TransactionSchema
 from tests.world import World
 from trainer import vectors
 from trainer.history import split_by_time
 from trainer.state import partition_states
-from trainer.vectors import entity_ids, fold_all, history_vectors, table_labels, take, transaction_operations
+from trainer.vectors import (
+    Labels,
+    entity_ids,
+    fold_all,
+    history_vectors,
+    table_labels,
+    take,
+    transaction_operations,
+)
 
 
 def test_vectors_after_a_history_continue_its_training_vectors_bit_for_bit(world: World) -> None:
@@ -48,15 +57,12 @@ def test_a_history_row_by_row_gives_the_bits_of_one_operation_after_the_other(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     schema = world.schema.transactions
-    catalogue, table = build_catalogue(schema), world.payments.slice(0, 2000)
-    late = np.arange(table.num_rows)
-    late[100:1900:50] -= 30  # events that come after newer ones keep their place
-    table = table.take(pa.array(np.argsort(late, kind="stable")))
-    transactions, labels = transaction_operations(table, schema), table_labels(table, schema)
-    clock = np.maximum.accumulate(transactions.time)
-    turns = [(time, 0, n) for n, time in enumerate(clock.tolist())]
+    catalogue, table = build_catalogue(schema), _with_late_ones_and_repeats(world.payments.slice(0, 2000), schema)
+    transactions, labels = transaction_operations(table, schema), _told_again(table_labels(table, schema))
+    turns = [(time, 0, n) for n, time in enumerate(np.maximum.accumulate(transactions.time).tolist())]
     turns += [(time, 1, n) for n, time in enumerate(labels.time.tolist())]
-    expected, single = np.empty((table.num_rows, len(catalogue.features))), _rows(catalogue, transactions)
+    single = _empty(catalogue, transactions)
+    x, repeat = np.empty((len(transactions), len(catalogue.features))), np.empty(len(transactions), np.int8)
     for _, kind, n in sorted(turns):
         row = int(labels.row[n]) if kind else n
         one = take(transactions, np.array([row]))
@@ -65,22 +71,46 @@ def test_a_history_row_by_row_gives_the_bits_of_one_operation_after_the_other(
         folded = engine.fold(catalogue, single, one)
         engine.remember(catalogue, single, one, folded, np.zeros(1), np.zeros(1), np.zeros(1, np.int8))
         if not kind:
-            expected[row] = folded.x[0]
-    assert labels.fraud.any()
+            x[row], repeat[row] = folded.x[0], folded.repeat[0]
+    assert repeat.sum() > 5
     for batch in (64, 1000, 65_536):
         monkeypatch.setattr(vectors, "BATCH", batch)
-        tables = _rows(catalogue, transactions)
+        tables = _empty(catalogue, transactions)
         found = fold_all(catalogue, tables, transactions, labels)
-        assert np.array_equal(found.x.view(np.int64), expected.view(np.int64))
-        for ours, theirs in zip(tables, single, strict=True):
-            places = np.arange(len(ours), dtype=np.int64)
-            layout = ours.layout
-            assert encode_rows(layout, places, ours.ints, ours.floats) == encode_rows(
-                layout, places, theirs.ints, theirs.floats
-            )
+        assert np.array_equal(found.x.view(np.int64), x.view(np.int64))
+        assert np.array_equal(found.repeat, repeat)
+        assert [_bytes(rows) for rows in tables] == [_bytes(rows) for rows in single]
 
 
-def _rows(catalogue: Catalogue, transactions: Operations) -> tuple[Rows, ...]:
+def _with_late_ones_and_repeats(table: pa.Table, schema: TransactionSchema) -> pa.Table:
+    """Every fiftieth comes late; of some cards the next event has the id of the one before, or of another card's."""
+    place = np.arange(table.num_rows)
+    place[100:1900:50] -= 30
+    table = table.take(pa.array(np.argsort(place, kind="stable")))
+    ids, cards = table[schema.id].to_pylist(), table[schema.key.fields[0]].to_pylist()
+    for row in range(200, 1800, 100):
+        if cards[row] in cards[row + 1 :]:
+            ids[cards.index(cards[row], row + 1)] = ids[row]
+        ids[row + 50] = ids[row + 49]
+    return table.set_column(table.column_names.index(schema.id), schema.id, pa.array(ids))
+
+
+def _told_again(labels: Labels) -> Labels:
+    """Every tenth label comes twice, at once or later, with the same verdict or the other."""
+    some = np.arange(0, len(labels.row), 10)
+    later = np.where(some % 20 == 0, 0, 3_600_000)
+    row = np.concatenate([labels.row, labels.row[some]])
+    time = np.concatenate([labels.time, labels.time[some] + later])
+    fraud = np.concatenate([labels.fraud, np.where(some % 30 == 0, labels.fraud[some], 1 - labels.fraud[some])])
+    order = np.argsort(time, kind="stable")
+    return Labels(row[order], time[order], fraud[order].astype(np.int8))
+
+
+def _bytes(rows: Rows) -> list[bytes]:
+    return encode_rows(rows.layout, np.arange(len(rows), dtype=np.int64), rows.ints, rows.floats)
+
+
+def _empty(catalogue: Catalogue, transactions: Operations) -> tuple[Rows, ...]:
     counts = transactions.slots.max(axis=0) + 1
     return tuple(Rows(layout, int(count)) for layout, count in zip(catalogue.layouts, counts, strict=True))
 

@@ -23,13 +23,11 @@ from features.encoding import category_buckets
 from features.engine import Operations, Rows
 from features.hashing import hash_buffer, hash_strings
 from features.kernel import LABEL, TRANSACTION
-from features.ordering import row_by_row
 from features.schema import ID_SEPARATOR, Entity, TransactionSchema
-from features.uncounted import kernel
+from trainer.ordering import Longs, by_time, row_by_row
 from trainer.verdicts import Verdicts
 
 BATCH = 65_536
-Longs = NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -122,22 +120,6 @@ def take(operations: Operations, rows: Longs) -> Operations:
                       slots)  # fmt: skip
 
 
-@kernel
-def _merge(clock: Longs, arrival: Longs, order: Longs) -> None:
-    """Both in order of time, as numbers of transactions and, after them, of labels; of equal times transactions first.
-
-    ``clock`` is the newest transaction time so far, so that a late transaction keeps its place, as in the stream.
-    """
-    i, j, n = 0, 0, len(clock)
-    for k in range(len(order)):
-        if j == len(arrival) or (i < n and clock[i] <= arrival[j]):
-            order[k] = i
-            i += 1
-        else:
-            order[k] = n + j
-            j += 1
-
-
 def fold_all(catalogue: Catalogue, tables: tuple[Rows, ...], transactions: Operations, labels: Labels,
              progress: Callable[[int, int], None] | None = None) -> Vectors:  # fmt: skip
     """The vectors of all transactions, in order; the tables hold the state after them and their labels.
@@ -151,23 +133,22 @@ def fold_all(catalogue: Catalogue, tables: tuple[Rows, ...], transactions: Opera
     rows = np.concatenate([np.arange(n), labels.row])
     times = np.concatenate([transactions.time, labels.time])
     frauds = np.concatenate([transactions.fraud, labels.fraud])
-    order = np.empty(len(rows), np.int64)
-    _merge(np.maximum.accumulate(transactions.time) if n else transactions.time, labels.time, order)
+    order = by_time(transactions.time, labels.time)
     # What the models would have said is no feature; the memory takes it as 0.
     score, anomaly, action = np.zeros(BATCH), np.zeros(BATCH), np.zeros(BATCH, np.int8)
     for start in range(0, len(order), BATCH):
         chosen = order[start : start + BATCH]
-        slots = transactions.slots.take(rows.take(chosen), 0)
+        row = rows.take(chosen)
+        slots = transactions.slots.take(row, 0)
         first, *others = (row_by_row(column, len(table)) for column, table in zip(slots.T, tables, strict=True))
         place = np.empty(len(first), np.int64)
         place[first] = np.arange(len(first))
-        chosen = chosen.take(first)
-        row, is_transaction = rows.take(chosen), chosen < n
-        part = take(transactions, row)
+        chosen, row = chosen.take(first), row.take(first)
+        part, is_transaction = take(transactions, row), chosen < n
         part.kind = np.where(is_transaction, np.int8(TRANSACTION), np.int8(LABEL))
         part.time, part.fraud = times.take(chosen), frauds.take(chosen)
         folded = engine.fold(catalogue, tables, part, x=x, places=row * width,
-                             orders=(None, *(place.take(other) for other in others)))  # fmt: skip
+                             orders=tuple(place.take(other) for other in others))  # fmt: skip
         engine.remember(catalogue, tables, part, folded, score, anomaly, action)
         repeats[row[is_transaction]] = folded.repeat[is_transaction]
         if progress is not None:
@@ -190,7 +171,7 @@ def history_vectors(table: pa.Table, schema: TransactionSchema, *, verdicts: Ver
     """
     catalogue = build_catalogue(schema)
     transactions = transaction_operations(table, schema)
-    labels = Labels(verdicts.row, verdicts.time_ms, verdicts.fraud) if verdicts else table_labels(table, schema)
+    labels = table_labels(table, schema) if verdicts is None else Labels(verdicts.row, verdicts.time_ms, verdicts.fraud)
     # What is the largest of a column is found ten times as fast where its numbers lie together.
     rows = [int(column.max(initial=-1)) + 1 for column in np.ascontiguousarray(transactions.slots.T)]
     tables = tuple(Rows(layout, count) for layout, count in zip(catalogue.layouts, rows, strict=True))
